@@ -1,0 +1,45 @@
+# Every target sets up what it needs in .venv, from nothing but Python 3.11 or later.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TORCH ?= torch==2.13.0
+export JAX_PLATFORMS ?= cpu
+
+.PHONY: demo test lint parity bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/qa-jax demo --output runs/demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not parity"
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+parity: $(VENV)/.parity
+	$(BIN)/python -m pytest -m parity
+
+bench: $(VENV)/.parity
+	$(BIN)/python benchmarks/against_transformers.py
+
+# Editable, so that a change is seen at once; the stamp is older than setup.py when that changes.
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: setup.py | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q -e ".[demo]"
+	touch $@
+
+$(VENV)/.dev: setup.py | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q -e ".[dev]"
+	touch $@
+
+$(VENV)/.parity: setup.py | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q "$(TORCH)"
+	$(BIN)/python -m pip install -q -e ".[parity]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

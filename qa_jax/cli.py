@@ -1,0 +1,234 @@
+"""One command, `qa-jax`, with a subcommand for each job."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qa_jax.errors import InputError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line; 2 is the exit code of every input that cannot be used."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and arguments.command != "train":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    _one_line_warnings()
+    try:
+        return arguments.run(arguments, rest) or 0
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("qa-jax", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train",
+        help="train a model",
+        description="Trains, or goes on training where the output directory was left. Any setting "
+        "is given as --SECTION.NAME VALUE, for example --train.steps 100; see qa_jax/config.py.",
+        allow_abbrev=False,
+    )
+    train.add_argument("--config", required=True, help="YAML of settings that differ")
+    train.set_defaults(run=_train)
+
+    generate = commands.add_parser("generate", help="answer one prompt about sound")
+    _add_model(generate)
+    generate.add_argument("--audio", action="append", default=[], help="a sound file; repeatable")
+    generate.add_argument("--prompt", help="the instruction; without one, it is voice chat")
+    generate.add_argument(
+        "--raw", action="store_true", help="no chat form: the base model's raw prompts"
+    )
+    _add_sampling(generate)
+    generate.set_defaults(run=_generate)
+
+    chat = commands.add_parser("chat", help="talk: text, and :audio FILE for sound")
+    _add_model(chat)
+    _add_sampling(chat)
+    chat.set_defaults(run=_chat)
+
+    evaluate = commands.add_parser("evaluate", help="answer a manifest and score the answers")
+    _add_model(evaluate)
+    evaluate.add_argument("manifest")
+    evaluate.add_argument("--output", help="predictions; MANIFEST.predictions.jsonl by default")
+    evaluate.add_argument("--batch-size", type=int, default=8)
+    evaluate.add_argument("--max-new-tokens", type=int, default=256)
+    evaluate.set_defaults(run=_evaluate)
+
+    tokenizer = commands.add_parser("tokenizer", help="train a SentencePiece model on a text file")
+    tokenizer.add_argument("text")
+    tokenizer.add_argument("--vocab-size", type=int, default=8000)
+    tokenizer.add_argument("--output", required=True, help="directory of the new tokenizer")
+    tokenizer.set_defaults(run=_tokenizer)
+
+    convert = commands.add_parser("convert", help="Hugging Face's format to ours and back")
+    directions = convert.add_subparsers(dest="direction", required=True, metavar="DIRECTION")
+    for name, source, dest in (
+        ("to-jax", "a Hugging Face directory", "the new checkpoint"),
+        ("to-hf", "a qa_jax checkpoint", "the new Hugging Face directory"),
+    ):
+        direction = directions.add_parser(name, help=f"from {source}")
+        direction.add_argument("source", help=source)
+        direction.add_argument("dest", help=dest)
+        if name == "to-hf":
+            direction.add_argument("--shard-size", default="5GB", help="largest file")
+    convert.set_defaults(run=_convert)
+
+    demo = commands.add_parser("demo", help="train a small model on made-up sound and talk to it")
+    demo.add_argument("--output", default="runs/demo")
+    demo.add_argument("--config", default="configs/demo.yaml")
+    demo.add_argument("--seed", type=int, default=0)
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", required=True, help="ours, or Hugging Face's directory")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: as stored")
+    parser.add_argument("--long-audio", choices=("error", "truncate"), default="error")
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sampling (default: generation_config.json's, else greedy)")
+    group.add_argument("--max-new-tokens", type=int)
+    group.add_argument("--min-new-tokens", type=int)
+    group.add_argument("--temperature", type=float, help="0 is greedy")
+    group.add_argument("--top-k", type=int)
+    group.add_argument("--top-p", type=float)
+    group.add_argument("--repetition-penalty", type=float)
+    group.add_argument("--seed", type=int)
+    parser.add_argument(
+        "--sampling-rate", type=int, help="Hz of .npy samples, which hold no rate of their own"
+    )
+
+
+def _load(arguments: argparse.Namespace) -> Any:
+    from qa_jax.api import load
+
+    return load(arguments.checkpoint, arguments.dtype, long_audio=arguments.long_audio)
+
+
+def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
+    names = (
+        "max_new_tokens min_new_tokens temperature top_k top_p repetition_penalty seed".split()
+    )
+    return {n: getattr(arguments, n) for n in names if getattr(arguments, n) is not None}
+
+
+def _train(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from qa_jax.config import run_config
+    from qa_jax.train import Stopped, train
+
+    config = run_config(arguments.config, overrides)
+    try:
+        values = train(config)
+    except Stopped as stopped:
+        print(stopped)
+        return 0
+    print(f"step {config.train.steps}: loss {values['loss']:.4f}, in {config.train.output}")
+    return 0
+
+
+def _generate(arguments: argparse.Namespace, _: list[str]) -> None:
+    from qa_jax.data.audio import load_audio
+    from qa_jax.data.chat import PLACEHOLDER
+
+    if not arguments.audio and not arguments.prompt:
+        raise InputError("generate", "neither --audio nor --prompt", "give at least one")
+    # Sound is read before the model is loaded: a wrong path should not cost a minute.
+    clips: list[Any] = [
+        (load_audio(a, sampling_rate=arguments.sampling_rate, long_audio=arguments.long_audio), 16000)
+        for a in arguments.audio
+    ]
+    qa = _load(arguments)
+    if arguments.raw:
+        text = PLACEHOLDER * len(clips) + (arguments.prompt or "")
+        batch = qa.processor(text, clips)
+    else:
+        parts: list[dict[str, Any]] = [{"type": "audio", "audio": c} for c in clips]
+        parts += [{"type": "text", "text": arguments.prompt}] if arguments.prompt else []
+        batch = qa.processor.apply_chat([{"role": "user", "content": parts}])
+    for piece in qa.answer(batch, stream=True, **_sampling(arguments)):
+        print(piece, end="", flush=True)
+    print()
+
+
+def _chat(arguments: argparse.Namespace, _: list[str]) -> None:
+    from qa_jax.generate.chat import converse
+
+    converse(_load(arguments), _sampling(arguments), arguments.sampling_rate)
+
+
+def _evaluate(arguments: argparse.Namespace, _: list[str]) -> None:
+    from rich.progress import Progress
+
+    from qa_jax.evaluate import evaluate
+
+    output = arguments.output or str(Path(arguments.manifest).with_suffix(".predictions.jsonl"))
+    qa = _load(arguments)
+    with Progress() as bar:
+        task = bar.add_task("answering")
+        scores = evaluate(
+            qa,
+            arguments.manifest,
+            batch_size=arguments.batch_size,
+            output=output,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            max_new_tokens=arguments.max_new_tokens,
+        )
+    print(
+        f"{scores.records} records  word error rate {scores.word_error_rate:.2%}  "
+        f"exact match {scores.exact_match:.2%}  predictions in {output}"
+    )
+
+
+def _tokenizer(arguments: argparse.Namespace, _: list[str]) -> None:
+    from qa_jax.data import SentencePiece
+
+    try:
+        lines = Path(arguments.text).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(arguments.text, f"not readable ({error})", "give a text file") from None
+    trained = SentencePiece.train(lines, arguments.output, arguments.vocab_size)
+    print(f"{trained.vocab_size} pieces in {arguments.output}")
+
+
+def _convert(arguments: argparse.Namespace, _: list[str]) -> None:
+    import convert_weights
+
+    if arguments.direction == "to-jax":
+        convert_weights.to_jax(arguments.source, arguments.dest)
+    else:
+        convert_weights.to_hf(arguments.source, arguments.dest, arguments.shard_size)
+    print(f"wrote {arguments.dest}")
+
+
+def _demo(arguments: argparse.Namespace, _: list[str]) -> None:
+    from qa_jax.demo.run import run
+
+    run(Path(arguments.output), Path(arguments.config), arguments.seed)
+
+
+def _one_line_warnings() -> None:
+    def show(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
+        if issubclass(category, UserWarning):
+            print(f"warning: {message}", file=sys.stderr)
+
+    warnings.showwarning = show  # type: ignore[assignment]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

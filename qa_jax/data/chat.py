@@ -1,0 +1,96 @@
+"""Messages to prompts: Qwen2-Audio's chat form, the same characters as transformers' template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from qa_jax.data.tokenizer import AUDIO, AUDIO_BOS, AUDIO_EOS, IM_END, IM_START
+from qa_jax.errors import InputError
+
+PLACEHOLDER = f"{AUDIO_BOS}{AUDIO}{AUDIO_EOS}"
+DEFAULT_SYSTEM = "You are a helpful assistant."
+ROLES = ("system", "user", "assistant")
+Message = Mapping[str, Any]
+
+
+class Span(NamedTuple):
+    """A piece of a prompt and whether the assistant wrote it (and a model should learn it)."""
+
+    text: str
+    answer: bool
+
+
+class Prompt(NamedTuple):
+    """A conversation as text, and its clips in the order of their placeholders."""
+
+    spans: list[Span]
+    audio: list[Any]
+
+    @property
+    def text(self) -> str:
+        return "".join(span.text for span in self.spans)
+
+
+def render(messages: Sequence[Message], add_generation_prompt: bool = False) -> Prompt:
+    """Writes a conversation in ChatML.
+
+    A user turn of audio alone is voice chat, one with text is audio analysis: nothing else tells
+    them apart. Clips are numbered through the conversation. Without a system message the default
+    one is put first. Answers are the assistant's contents and the `<|im_end|>` that ends each.
+
+    Args:
+        messages: {"role": ..., "content": text or a list of parts}; a part is {"type": "text",
+            "text": ...} or {"type": "audio", "audio": ...} (or "audio_url"), where the clip is
+            anything `load_audio` takes, with "sampling_rate" beside it if it is bare samples.
+        add_generation_prompt: whether to open the assistant's next turn.
+    """
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        raise InputError("messages", "not a list of messages", "give at least one")
+    spans: list[Span] = []
+    clips: list[Any] = []
+    for i, message in enumerate(messages):
+        source = f"message {i + 1}"
+        if not isinstance(message, Mapping) or "content" not in message:
+            raise InputError(source, "has no content", 'give {"role": ..., "content": ...}')
+        role = message.get("role")
+        if role not in ROLES:
+            raise InputError(source, f"unknown role {role!r}", f"use {', '.join(ROLES)}")
+        if i == 0 and role != "system":
+            spans.append(Span(f"{IM_START}system\n{DEFAULT_SYSTEM}{IM_END}\n", False))
+        content, new_clips = _content(message["content"], len(clips), source)
+        clips += new_clips
+        spans.append(Span(f"{IM_START}{role}\n", False))
+        if role == "assistant":
+            spans += [Span(content + IM_END, True), Span("\n", False)]
+        else:
+            spans.append(Span(f"{content}{IM_END}\n", False))
+    if add_generation_prompt:
+        spans.append(Span(f"{IM_START}assistant\n", False))
+    return Prompt(spans, clips)
+
+
+def _content(content: Any, clips_before: int, source: str) -> tuple[str, list[Any]]:
+    if isinstance(content, str):
+        if AUDIO in content:
+            raise InputError(
+                source, f"text holds {AUDIO}", 'give clips as parts: {"type": "audio", ...}'
+            )
+        return content, []
+    if not isinstance(content, Sequence):
+        raise InputError(source, "content is neither text nor a list of parts")
+    text, clips = "", []
+    for part in content:
+        if not isinstance(part, Mapping):
+            raise InputError(source, f"part {part!r} is not an object", 'use {"type": "text", ...}')
+        if part.get("type") == "audio" or "audio" in part or "audio_url" in part:
+            clip = part["audio"] if "audio" in part else part.get("audio_url")
+            if clip is None:
+                raise InputError(source, "an audio part without audio", 'add "audio": PATH')
+            clips.append((clip, part["sampling_rate"]) if "sampling_rate" in part else clip)
+            text += f"Audio {clips_before + len(clips)}: {PLACEHOLDER}\n"
+        elif "text" in part:
+            text += part["text"]
+        else:
+            raise InputError(source, f"part of type {part.get('type')!r}", "use text or audio")
+    return text, clips

@@ -1,0 +1,205 @@
+"""Text to ids and back: byte-level BPE for released models, SentencePiece for ones made here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+from qa_jax.config import read_json
+from qa_jax.errors import InputError
+
+AUDIO, AUDIO_BOS, AUDIO_EOS = "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"
+IM_START, IM_END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+SPECIAL_TOKENS = (END_OF_TEXT, IM_START, IM_END, AUDIO, AUDIO_BOS, AUDIO_EOS)
+
+# Qwen2's way of cutting text into words before byte pairs are merged (its tokenizer.json has it).
+_QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+class Tokenizer(Protocol):
+    """What the rest of the project knows of a tokenizer."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; special tokens written in it become their single ids."""
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """The text of ids; bytes that do not yet make a character become U+FFFD."""
+
+    def id_of(self, token: str) -> int:
+        """The id of a special token; raises InputError where the vocabulary lacks it."""
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+
+
+class ByteLevelBPE:
+    """A released checkpoint's tokenizer, through the `tokenizers` library.
+
+    Args:
+        directory: holds tokenizer.json, or vocab.json and merges.txt. Special tokens and their ids
+            come from these files alone.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        path = self.directory / "tokenizer.json"
+        self._tokenizer = _read_tokenizer_json(path) if path.is_file() else _from_vocab(self.directory)
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)
+
+    def id_of(self, token: str) -> int:
+        found = self._tokenizer.token_to_id(token)
+        return _required(found, token, self.directory)
+
+    @cached_property
+    def vocab_size(self) -> int:
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+
+class SentencePiece:
+    """A SentencePiece model whose user-defined symbols include the special tokens."""
+
+    FILE = "sentencepiece.model"
+
+    def __init__(self, directory: str | Path) -> None:
+        from sentencepiece import SentencePieceProcessor
+
+        self.directory = Path(directory)
+        try:
+            self._model = SentencePieceProcessor(model_file=str(self.directory / self.FILE))
+        except (OSError, RuntimeError) as error:
+            raise InputError(self.directory / self.FILE, f"not a SentencePiece model ({error})") from None
+        self._special = {self._model.piece_to_id(t) for t in SPECIAL_TOKENS}
+
+    def encode(self, text: str) -> list[int]:
+        return self._model.encode(text)
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        kept = [int(i) for i in ids if not (skip_special and i in self._special)]
+        return self._model.decode(kept)
+
+    def id_of(self, token: str) -> int:
+        found = self._model.piece_to_id(token)
+        return _required(None if self._model.is_unknown(found) else found, token, self.directory)
+
+    @property
+    def vocab_size(self) -> int:
+        return self._model.get_piece_size()
+
+    @classmethod
+    def train(cls, lines: Iterable[str], directory: str | Path, vocab_size: int) -> SentencePiece:
+        """Trains a model on lines of text and saves it; newline and the special tokens get ids of
+        their own, characters never seen fall back to bytes. Pieces are merged pairs, because those
+        end as whole words where a vocabulary is small."""
+        from sentencepiece import SentencePieceTrainer
+
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            SentencePieceTrainer.train(
+                sentence_iterator=iter(lines),
+                model_prefix=str(directory / cls.FILE.removesuffix(".model")),
+                vocab_size=vocab_size,
+                model_type="bpe",
+                user_defined_symbols=[*SPECIAL_TOKENS, "\n"],
+                byte_fallback=True,
+                character_coverage=1.0,
+                # Text comes back exactly as it went in: nothing is folded, trimmed or prefixed.
+                normalization_rule_name="identity",
+                remove_extra_whitespaces=False,
+                add_dummy_prefix=False,
+                bos_id=-1,
+                eos_id=-1,
+                pad_id=-1,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            cause = str(error).split("] ")[-1] or str(error)
+            raise InputError(directory, f"training failed: {cause}", "give more text, or ask for fewer pieces") from None
+        (directory / "sentencepiece.vocab").unlink(missing_ok=True)
+        return cls(directory)
+
+
+def load_tokenizer(directory: str | Path) -> Tokenizer | None:
+    """The tokenizer whose files lie in the directory, or None."""
+    directory = Path(directory)
+    if (directory / SentencePiece.FILE).is_file():
+        return SentencePiece(directory)
+    if (directory / "tokenizer.json").is_file() or (directory / "vocab.json").is_file():
+        return ByteLevelBPE(directory)
+    return None
+
+
+def _required(found: int | None, token: str, directory: Path) -> int:
+    if found is None:
+        raise InputError(
+            directory, f"the vocabulary has no {token}", "take all the tokenizer's files"
+        )
+    return found
+
+
+def _read_tokenizer_json(path: Path):  # type: ignore[no-untyped-def]
+    import tokenizers
+
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no narrower type
+        raise InputError(path, f"not a tokenizer ({error})", "download it again") from None
+
+
+def _from_vocab(directory: Path):  # type: ignore[no-untyped-def]
+    """Qwen2's tokenizer from vocab.json, merges.txt and whichever file lists its added tokens."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
+    from tokenizers import pre_tokenizers as pre
+
+    vocab, merges = directory / "vocab.json", directory / "merges.txt"
+    if not merges.is_file():
+        raise InputError(merges, "not found", "vocab.json needs it beside it")
+    tokenizer = Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre.Sequence(
+        [
+            pre.Split(Regex(_QWEN2_WORDS), behavior="isolated"),
+            pre.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    added = _added_tokens(directory)
+    for token_id, token in sorted(added.items()):
+        if tokenizer.token_to_id(token) is None and token_id != tokenizer.get_vocab_size():
+            raise InputError(
+                directory,
+                f"{token} has id {token_id} after a vocabulary of {tokenizer.get_vocab_size()}",
+                "take vocab.json and tokenizer_config.json from the same checkpoint",
+            )
+        tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False)])
+    return tokenizer
+
+
+def _added_tokens(directory: Path) -> dict[int, str]:
+    """Added tokens by id, from tokenizer_config.json or added_tokens.json."""
+    config, added = directory / "tokenizer_config.json", directory / "added_tokens.json"
+    if config.is_file():
+        entries = read_json(config).get("added_tokens_decoder", {})
+        if entries:
+            return {int(i): entry["content"] for i, entry in entries.items()}
+    if added.is_file():
+        return {int(i): token for token, i in json.loads(added.read_text()).items()}
+    raise InputError(
+        directory,
+        "vocab.json names no special tokens, and no other file does",
+        "add the checkpoint's tokenizer.json or tokenizer_config.json",
+    )

@@ -1,0 +1,17 @@
+"""The one error that a user's input can cause."""
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used.
+
+    The message is one line that names the source (a file, a record, a setting), the cause and the
+    remedy; the command line prints it as it is and exits with code 2.
+    """
+
+    def __init__(self, source: object, cause: str, remedy: str = "") -> None:
+        self.source, self.cause, self.remedy = str(source), cause, remedy
+        super().__init__(f"{source}: {cause}" + (f"; {remedy}" if remedy else ""))
+
+    def within(self, source: object) -> "InputError":
+        """The same error seen from further out, for example from the manifest line that led here."""
+        return InputError(f"{source}: {self.source}", self.cause, self.remedy)

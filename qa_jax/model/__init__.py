@@ -1,0 +1,31 @@
+"""What is computed: arrays in, arrays out. No file, no optimizer, no tokenizer is known here."""
+
+from qa_jax.model.decoder import KVCache, TextDecoder
+from qa_jax.model.encoder import AudioEncoder
+from qa_jax.model.frontend import LogMel
+from qa_jax.model.module import (
+    Params,
+    bind,
+    count_parameters,
+    declarations,
+    flatten,
+    initialize,
+    nest,
+)
+from qa_jax.model.qwen2_audio import Audio, Qwen2Audio
+
+__all__ = [
+    "Audio",
+    "AudioEncoder",
+    "KVCache",
+    "LogMel",
+    "Params",
+    "Qwen2Audio",
+    "TextDecoder",
+    "bind",
+    "count_parameters",
+    "declarations",
+    "flatten",
+    "initialize",
+    "nest",
+]

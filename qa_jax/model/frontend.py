@@ -1,0 +1,124 @@
+"""The ear: waveform to log-mel spectrogram, inside the compiled step.
+
+The formula is Whisper's: periodic Hann window of 400 samples every 160, reflected edges, power
+spectrum, slaney mel filters, log10, a floor 8 below the clip's maximum, (x + 4) / 4.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qa_jax.config import HOP_LENGTH, MAX_FRAMES, N_FFT, SAMPLE_RATE
+
+_BINS = N_FFT // 2 + 1
+_HALF = N_FFT // 2
+_COARSE_BITS = 7
+
+
+@functools.cache
+def mel_filters(num_mel_bins: int) -> np.ndarray:
+    """Triangular filters (201, M), float32, on the slaney scale (linear below 1 kHz, logarithmic
+    above) with slaney area normalization; equal to ``librosa.filters.mel(...).T``."""
+    knee_hz, knee_mel, log_step = 1000.0, 15.0, np.log(6.4) / 27.0
+    top = knee_mel + np.log(SAMPLE_RATE / 2 / knee_hz) / log_step
+    mels = np.linspace(0.0, top, num_mel_bins + 2)
+    hz = np.where(
+        mels < knee_mel, mels * (200.0 / 3), knee_hz * np.exp(log_step * (mels - knee_mel))
+    )
+    bins = np.linspace(0.0, SAMPLE_RATE / 2, _BINS)
+    distance = hz[:, None] - bins
+    width = np.diff(hz)[:, None]
+    rising, falling = -distance[:-2] / width[:-1], distance[2:] / width[1:]
+    filters = np.maximum(0.0, np.minimum(rising, falling))
+    return (filters * (2.0 / (hz[2:] - hz[:-2]))[:, None]).T.astype(np.float32)
+
+
+@functools.cache
+def _basis() -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """Windowed cosines (samples 1..200) and sines (1..199) of the Fourier transform, each split
+    into a coarse part on a grid of 2^-7 and what the fine products need below it."""
+    n, k = np.arange(1, _HALF + 1)[:, None], np.arange(_BINS)
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * n / N_FFT)
+    angle = 2 * np.pi * n * k / N_FFT
+    split = []
+    for wave in (window * np.cos(angle), (window * np.sin(angle))[:-1]):
+        coarse = np.round(wave * 2**_COARSE_BITS) / 2**_COARSE_BITS
+        fine = np.concatenate([wave - coarse, wave])
+        split.append((coarse.astype(np.float32), fine.astype(np.float32)))
+    return tuple(split)
+
+
+def _power_spectrum(waveform: jax.Array) -> jax.Array:
+    """(B, S) -> (B, F, 201) squared magnitudes.
+
+    A float32 transform alone is up to 6e-5 off in a log-mel, because the log sees bins 80 dB below
+    the loudest. So the waveform is split into a coarse part of 7 bits and the rest: the products of
+    coarse samples with coarse basis are integers below 2^24, which float32 adds without error, and
+    everything else is 2^-7 smaller, and so are its errors. Matrix products, since 400 is no power
+    of two and a TPU prefers them to an FFT.
+    """
+    frames = waveform.shape[1] // HOP_LENGTH
+    peak = jnp.max(jnp.abs(waveform), axis=1, keepdims=True)
+    grid = jnp.exp2(jnp.ceil(jnp.log2(jnp.maximum(peak, 1e-30))) - _COARSE_BITS)
+    coarse = jnp.round(waveform / grid) * grid
+    parts = jnp.stack([coarse, waveform - coarse])
+    # A buffer shorter than 30 s stands for one that goes on in zeros: only the full one reflects.
+    right = "reflect" if frames >= MAX_FRAMES else "constant"
+    parts = jnp.pad(parts, ((0, 0), (0, 0), (_HALF, 0)), mode="reflect")
+    parts = jnp.pad(parts, ((0, 0), (0, 0), (0, _HALF)), mode=right)
+    # A window is 5 blocks of 80 samples, a hop is 2: frames are slices, without a gather.
+    block = HOP_LENGTH // 2
+    pad = -parts.shape[2] % block
+    blocks = jnp.pad(parts, ((0, 0), (0, 0), (0, pad))).reshape(2, waveform.shape[0], -1, block)
+    windows = jnp.concatenate([blocks[:, :, i : i + 2 * frames : 2] for i in range(5)], axis=-1)
+    # The window is 0 at sample 0 and symmetric about 200, so each cosine meets x[n] + x[400 - n]
+    # and each sine x[n] - x[400 - n]: half the products.
+    left, mirrored = windows[..., 1:_HALF], windows[..., :_HALF:-1]
+    even = jnp.concatenate([left + mirrored, windows[..., _HALF : _HALF + 1]], axis=-1)
+    power = jnp.zeros((), jnp.float32)
+    for (coarse_part, rest), (basis, fine_basis) in zip((even, left - mirrored), _basis()):
+        both = jnp.concatenate([coarse_part, rest], axis=-1)
+        component = _product(coarse_part, basis) + _product(both, fine_basis)
+        power = power + component * component
+    return power
+
+
+def _product(x: jax.Array, matrix: np.ndarray) -> jax.Array:
+    return jnp.matmul(x, matrix, precision=jax.lax.Precision.HIGHEST)
+
+
+class LogMel:
+    """The front end of the model; it has no parameters.
+
+    Args:
+        num_mel_bins: mel filters, 80 or 128 in released models.
+    """
+
+    def __init__(self, num_mel_bins: int) -> None:
+        self.num_mel_bins = num_mel_bins
+
+    def __call__(self, waveform: jax.Array) -> jax.Array:
+        """Log-mel of clips that lie at the start of zero-filled buffers.
+
+        The values are those of the same clip in a 30 s buffer, whatever this buffer's length.
+
+        Args:
+            waveform: (B, S) float32 at 16 kHz; S a multiple of 160, at least 320 and at most
+                480,000 samples.
+
+        Returns:
+            (B, S / 160, M) float32.
+        """
+        samples = waveform.shape[1]
+        if samples % HOP_LENGTH or not 2 * HOP_LENGTH <= samples <= MAX_FRAMES * HOP_LENGTH:
+            raise ValueError(f"waveform of {samples} samples: need a multiple of 160 up to 480,000")
+        with jax.named_scope("log_mel"):
+            power = _power_spectrum(waveform.astype(jnp.float32))
+            mel = _product(power, mel_filters(self.num_mel_bins))
+            log_mel = jnp.log10(jnp.maximum(mel, 1e-10))
+            floor = jnp.max(log_mel, axis=(1, 2), keepdims=True) - 8.0
+            return (jnp.maximum(log_mel, floor) + 4.0) / 4.0

@@ -1,0 +1,146 @@
+"""Parameters declared once: shape, logical axes and initializer beside the code that uses them.
+
+A module built here holds declarations and no arrays. `initialize` makes the arrays, `bind` puts
+them back for a computation, `declarations` gives shapes and axes to sharding and conversion. Flax
+is imported in this file alone.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Module = nnx.Module
+Params = dict[str, Any]
+"""A nested dict of arrays, keyed by attribute names."""
+Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
+
+
+class Declaration(NamedTuple):
+    """What a parameter is, before it has a value.
+
+    Attributes:
+        shape: its shape, the stacked layers' dimension included.
+        axes: one logical axis name per dimension.
+        init: initializer of one layer's share.
+        stacked: whether the first dimension counts layers.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    init: Initializer
+    stacked: bool
+
+
+def declare(shape: tuple[int, ...], axes: tuple[str, ...], init: Initializer) -> nnx.Param:
+    """Declares a parameter of a module; its value is a shape until `bind` puts an array there."""
+    if len(shape) != len(axes):
+        raise ValueError(f"shape {shape} and axes {axes} differ in rank")
+    return nnx.Param(
+        jax.ShapeDtypeStruct(shape, jnp.float32), axes=axes, init=init, stacked=False
+    )
+
+
+def stack(layer: Module, n: int) -> Module:
+    """The same layer n times: every parameter gains a leading `layers` dimension for `scan`."""
+    for _, node in nnx.iter_graph(layer):
+        if isinstance(node, nnx.Param):
+            meta, one = node.get_metadata(), node.get_value()
+            node.set_value(jax.ShapeDtypeStruct((n, *one.shape), one.dtype))
+            node.set_metadata("axes", ("layers", *meta["axes"]))
+            node.set_metadata("stacked", True)
+    return layer
+
+
+REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def scan(
+    layers: Module,
+    body: Callable[[Module, Any, Any], tuple[Any, Any]],
+    carry: Any,
+    xs: Any = None,
+    *,
+    remat: str = "none",
+) -> tuple[Any, Any]:
+    """`jax.lax.scan` of body(layer, carry, x) over stacked layers: compiled once for all of them.
+
+    The backward pass recomputes each layer as `remat` says (see `ModelConfig.remat`).
+    """
+    graphdef, params = nnx.split(layers)
+
+    def step(carry: Any, inputs: Any) -> tuple[Any, Any]:
+        params, x = inputs
+        return body(nnx.merge(graphdef, params), carry, x)
+
+    if remat != "none":
+        # Inside a scan XLA cannot merge the recomputation with the original, so no barrier is due.
+        step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=False)
+    return jax.lax.scan(step, carry, (params, xs))
+
+
+def bind(module: Module) -> Callable[[Params], Any]:
+    """A function from parameters to the module holding them, cheap enough to call while tracing."""
+    graphdef, _ = nnx.split(module)
+    return lambda params: nnx.merge(graphdef, params)
+
+
+def declarations(module: Module) -> dict[tuple[str, ...], Declaration]:
+    """Every parameter's declaration by its path, in a stable order."""
+    found = {}
+    for path, node in nnx.iter_graph(module):
+        if isinstance(node, nnx.Param):
+            meta = node.get_metadata()
+            found[tuple(map(str, path))] = Declaration(
+                node.get_value().shape, meta["axes"], meta["init"], meta["stacked"]
+            )
+    return dict(sorted(found.items()))
+
+
+def nest(flat: dict[tuple[str, ...], Any]) -> Params:
+    """{("a", "b"): x} -> {"a": {"b": x}}."""
+    tree: Params = {}
+    for path, leaf in flat.items():
+        node = tree
+        for name in path[:-1]:
+            node = node.setdefault(name, {})
+        node[path[-1]] = leaf
+    return tree
+
+
+def flatten(tree: Params, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """{"a": {"b": x}} -> {("a", "b"): x}, the inverse of `nest`."""
+    flat = {}
+    for name, node in tree.items():
+        if isinstance(node, dict):
+            flat.update(flatten(node, (*prefix, name)))
+        else:
+            flat[(*prefix, name)] = node
+    return flat
+
+
+def initialize(module: Module, key: jax.Array, dtype: Any = jnp.float32) -> Params:
+    """Fresh parameters. Each draws from a key of its own path, so neither the order of
+    declarations nor a new neighbour changes any other's values."""
+    flat = {}
+    for path, d in declarations(module).items():
+        k = jax.random.fold_in(key, zlib.crc32("/".join(path).encode()))
+        if d.stacked:
+            keys = jax.random.split(k, d.shape[0])
+            flat[path] = jax.vmap(lambda k, d=d: d.init(k, d.shape[1:], dtype))(keys)
+        else:
+            flat[path] = d.init(k, d.shape, dtype)
+    return nest(flat)
+
+
+def count_parameters(module: Module) -> int:
+    """How many numbers the module's parameters hold."""
+    return sum(jax.ShapeDtypeStruct(d.shape, jnp.float32).size for d in declarations(module).values())

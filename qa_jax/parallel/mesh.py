@@ -1,0 +1,106 @@
+"""One mesh of three axes and one table that says which axis cuts which dimension.
+
+Axes of size 1 are always there, so a laptop and a pod run the same program.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from qa_jax.config import MeshConfig
+from qa_jax.errors import InputError
+
+BATCH_AXES = ("data", "fsdp")
+
+RULES: dict[str, str | tuple[str, ...] | None] = {
+    # activations
+    "batch": BATCH_AXES,  # rows, and the audio clips that belong to them
+    "time": None,  # tokens, frames, samples
+    "act_embed": None,
+    "act_heads": "tensor",
+    "act_mlp": "tensor",
+    "act_vocab": "tensor",
+    # parameters
+    "layers": None,
+    "embed": "fsdp",
+    "heads": "tensor",
+    "head_dim": None,
+    "mlp": "tensor",
+    "vocab": "tensor",
+    # The encoder has 20 heads, which few tensor axes divide: its attention is only cut by fsdp.
+    "audio_heads": None,
+    "conv_in": None,
+    "norm": None,
+}
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A (data, fsdp, tensor) mesh over the devices; raises InputError where they do not fit."""
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = [config.data, config.fsdp, config.tensor]
+    fixed = math.prod(s for s in sizes if s != -1)
+    if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
+        raise InputError("mesh", f"sizes {sizes} are not usable", "at most one -1, the rest >= 1")
+    if -1 in sizes and len(devices) % fixed == 0:
+        sizes[sizes.index(-1)] = len(devices) // fixed
+    if math.prod(sizes) != len(devices):
+        raise InputError(
+            "mesh",
+            f"data x fsdp x tensor = {sizes} does not make {len(devices)} devices",
+            "choose sizes whose product is the device count, or -1 for one of them",
+        )
+    return jax.make_mesh(
+        tuple(sizes), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices
+    )
+
+
+def partition_spec(
+    axes: Sequence[str | None], shape: Sequence[int], mesh_shape: dict[str, int], name: str
+) -> PartitionSpec:
+    """The spec of an array with these logical axes; raises InputError for what cannot be cut so.
+
+    Mesh axes of size 1 are left out: they cut nothing and would only hide a collision.
+    """
+    spec: list[tuple[str, ...] | str | None] = []
+    used: set[str] = set()
+    for axis, size in zip(axes, shape, strict=True):
+        rule = RULES[axis] if axis is not None else None
+        rule = (rule,) if isinstance(rule, str) else rule or ()
+        cut = tuple(m for m in rule if mesh_shape.get(m, 1) > 1)
+        if used & set(cut):
+            raise InputError(name, f"axes {tuple(axes)} use mesh axis {cut} twice", "fix RULES")
+        ways = math.prod(mesh_shape[m] for m in cut)
+        if size % ways:
+            raise InputError(
+                name,
+                f"axis {axis!r} of {size} cannot be cut {ways} ways (mesh {dict(mesh_shape)})",
+                f"choose a mesh whose {' x '.join(cut)} divides {size}",
+            )
+        used |= set(cut)
+        spec.append(cut if len(cut) > 1 else (cut[0] if cut else None))
+    return PartitionSpec(*spec)
+
+
+def sharding(
+    mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int], name: str = "array"
+) -> NamedSharding:
+    """Where an array with these logical axes lies on the mesh."""
+    return NamedSharding(mesh, partition_spec(axes, shape, dict(mesh.shape), name))
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Pins an activation to the mesh that `jax.set_mesh` made current; without one, x itself."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    spec = partition_spec(axes, x.shape, dict(mesh.shape), "activation")
+    return jax.lax.with_sharding_constraint(x, spec)
+
+
+def batch_shards(mesh: Mesh | None) -> int:
+    """How many ways the batch is cut, which is also how many groups its clips come in."""
+    return 1 if mesh is None else math.prod(mesh.shape[a] for a in BATCH_AXES)

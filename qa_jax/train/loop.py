@@ -1,0 +1,174 @@
+"""The loop: read, step, report, save; stopped at any moment, it goes on where it was."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from rich.console import Console
+
+from qa_jax import checkpoint
+from qa_jax.config import RunConfig
+from qa_jax.data import TrainBatch
+from qa_jax.errors import InputError
+from qa_jax.model import bind
+from qa_jax.parallel import BATCH_AXES
+from qa_jax.train.metrics import MetricsWriter, read_metrics
+from qa_jax.train.objectives import next_token_loss
+from qa_jax.train.report import Report
+from qa_jax.train.setup import Run, abstract_state, initial_state, prepare
+from qa_jax.train.step import Metrics, TrainState, make_step
+
+
+class Stopped(Exception):
+    """The run was asked to stop; it has been saved."""
+
+
+def train(config: RunConfig, console: Console | None = None) -> dict[str, float]:
+    """Trains to `train.steps`, or goes on doing so, and returns the last step's metrics.
+
+    SIGINT and SIGTERM save the step at hand and raise Stopped.
+    """
+    console = console or Console()
+    run = prepare(config)
+    with jax.set_mesh(run.mesh), _interruptible() as stop:
+        return _Loop(run, console).run(stop)
+
+
+class _Loop:
+    def __init__(self, run: Run, console: Console) -> None:
+        self.run_ = run
+        self.config = run.config.train
+        groups = run.data.groups
+        checkpoint.create(self.config.output, run.model_config, run.text_source)
+        self.steps = checkpoint.Checkpoints(self.config.output, self.config.keep)
+        self.data = run.data.iterate()
+        self.state = self._start()
+        self.writer = MetricsWriter(self.config.output, int(self.state.step))
+        self.report = Report(console, run, int(self.state.step))
+        step = make_step(run.model, run.optimizer, run.trained, run.learning_rate, groups)
+        self.step = jax.jit(step, donate_argnums=0)
+        bound = bind(run.model)
+        self.eval_step = jax.jit(lambda p, b: next_token_loss(bound(p), b, groups))
+
+    def _start(self) -> TrainState:
+        latest = self.steps.latest()
+        if latest is None:
+            return initial_state(self.run_)
+        abstract = abstract_state(self.run_)
+        saved = self.steps.restore(
+            latest, params=abstract.params, optimizer=abstract.optimizer, progress=None
+        )
+        self.data.set_state(saved["progress"]["data"])
+        step = jax.device_put(np.int32(latest), abstract.step.sharding)
+        return TrainState(step, saved["params"], saved["optimizer"])
+
+    def run(self, stop: list[int]) -> dict[str, float]:
+        first, last = int(self.state.step), self.config.steps
+        pending: tuple[int, Metrics, float] | None = None
+        logged: dict[str, float] = {}
+        for number in range(first + 1, last + 1):
+            started = time.perf_counter()
+            batch = next(self.data)
+            waited = time.perf_counter() - started
+            placed = self._place(batch)
+            with jax.transfer_guard("disallow"):
+                self.state, metrics = self.step(self.state, placed)
+            # While the device runs this step, the one before is read and reported.
+            if pending is not None:
+                logged = self._log(*pending) or logged
+            pending = number, metrics, waited
+            if self._due(number, self.config.eval_every) and self.run_.eval_data:
+                self._evaluate(number)
+            if self._due(number, self.config.save_every) or stop:
+                self._save(number)
+            if stop:
+                break
+        if pending is not None:
+            logged = self._log(*pending) or logged
+        if self.steps.latest() != int(self.state.step) and first < last and not stop:
+            self._save(last)
+        self.steps.close()
+        self.writer.close()
+        self.report.close()
+        if stop:
+            raise Stopped(
+                f"stopped at step {int(self.state.step)}, saved; the same command goes on from there"
+            )
+        return logged or _last_logged(self.config.output)
+
+    def _due(self, number: int, every: int) -> bool:
+        return bool(every) and number % every == 0
+
+    def _place(self, batch: TrainBatch) -> TrainBatch:
+        def put(x: np.ndarray) -> jax.Array:
+            spec = PartitionSpec(None, BATCH_AXES)
+            return jax.device_put(x, NamedSharding(self.run_.mesh, spec))
+
+        return jax.tree.map(put, batch)
+
+    def _log(self, number: int, metrics: Metrics, waited: float) -> dict[str, float]:
+        self.report.advance(number, waited)
+        if not self._due(number, self.config.log_every) and number != self.config.steps:
+            return {}
+        values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+        if not math.isfinite(values["loss"]):
+            raise InputError(
+                f"step {number}",
+                f"the loss is {values['loss']}",
+                "lower optimizer.peak_lr, or start from an earlier checkpoint",
+            )
+        values |= self.report.show(number, values)
+        self.writer.write(number, values)
+        return values
+
+    def _evaluate(self, number: int) -> None:
+        data = self.run_.eval_data
+        assert data is not None
+        loss = weight = correct = tokens = 0.0
+        for i in range(data.steps_per_epoch):
+            batch = jax.tree.map(lambda x: x[0], self._place(data.batch(i)))
+            sums = jax.device_get(self.eval_step(self.state.params, batch))
+            loss, weight = loss + float(sums.loss), weight + float(sums.weight)
+            correct, tokens = correct + float(sums.correct), tokens + float(sums.tokens)
+        values = {"eval_loss": loss / weight, "eval_accuracy": correct / tokens}
+        self.report.line(number, values)
+        self.writer.write(number, values)
+
+    def _save(self, number: int) -> None:
+        self.steps.save(
+            number,
+            self.state.params,
+            optimizer=self.state.optimizer,
+            progress={"data": self.data.get_state()},
+        )
+
+
+def _last_logged(output: str) -> dict[str, Any]:
+    rows = [r for r in read_metrics(f"{output}/metrics.jsonl") if "loss" in r]
+    return rows[-1] if rows else {}
+
+
+@contextmanager
+def _interruptible() -> Iterator[list[int]]:
+    """A list that holds the signal once SIGINT or SIGTERM has come; a second one kills as usual."""
+    received: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        if received:
+            signal.default_int_handler(number, None)
+        received.append(number)
+
+    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,51 @@
+"""Where numbers go: a JSONL file, TensorBoard, and a line on the console."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, TextIO
+
+
+class MetricsWriter:
+    """Writes steps to DIR/metrics.jsonl and DIR/tensorboard.
+
+    On resuming at step N, lines of later steps are dropped: they will be computed again.
+    """
+
+    def __init__(self, directory: str | Path, resume_at: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        self.path = Path(directory) / "metrics.jsonl"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [json.dumps(m) for m in read_metrics(self.path) if m["step"] <= resume_at]
+        self.path.write_text("".join(line + "\n" for line in kept))
+        self._file: TextIO = self.path.open("a")
+        self._board = SummaryWriter(str(Path(directory) / "tensorboard"), purge_step=resume_at + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Adds a step; floats are written so that they read back to the same bits."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if math.isfinite(value):
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; none where there is no file. A line cut short by a crash is
+    left out: its step was not finished."""
+    if not Path(path).is_file():
+        return []
+    rows = []
+    for line in Path(path).read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows

@@ -1,0 +1,81 @@
+"""One optimizer step, as one pure function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from qa_jax.data.loader import TrainBatch
+from qa_jax.model import Params, Qwen2Audio, bind
+from qa_jax.train.objectives import Sums, next_token_loss
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes."""
+
+    step: jax.Array
+    params: Params
+    optimizer: Any
+
+
+Metrics = dict[str, jax.Array]
+
+
+def make_step(
+    model: Qwen2Audio,
+    optimizer: optax.GradientTransformation,
+    trained: Params,
+    learning_rate: optax.Schedule,
+    groups: int = 1,
+) -> Callable[[TrainState, TrainBatch], tuple[TrainState, Metrics]]:
+    """The step of a model and an optimizer, to be jitted with its state donated.
+
+    Args:
+        trained: a tree of bools; gradients are computed for no other parameter.
+        learning_rate: only reported; the optimizer holds its own.
+        groups: see `qa_jax.model.qwen2_audio.place_audio`.
+    """
+    bound = bind(model)
+
+    def loss(params: Params, batch: TrainBatch) -> tuple[jax.Array, Sums]:
+        params = jax.tree.map(
+            lambda p, moves: p if moves else jax.lax.stop_gradient(p), params, trained
+        )
+        sums = next_token_loss(bound(params), batch, groups)
+        return sums.loss, sums
+
+    def step(state: TrainState, batch: TrainBatch) -> tuple[TrainState, Metrics]:
+        def micro(total: Any, batch: TrainBatch) -> tuple[Any, None]:
+            grads, sums = jax.grad(loss, has_aux=True)(state.params, batch)
+            return jax.tree.map(jnp.add, total, (grads, sums)), None
+
+        if batch.tokens.shape[0] == 1:
+            one = jax.tree.map(lambda x: x[0], batch)
+            grads, sums = jax.grad(loss, has_aux=True)(state.params, one)
+        else:
+            first = jax.tree.map(lambda x: x[0], batch)
+            shapes = jax.eval_shape(
+                lambda p, b: jax.grad(loss, has_aux=True)(p, b), state.params, first
+            )
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            (grads, sums), _ = jax.lax.scan(micro, zeros, batch)
+        # A batch in which nothing is to be learnt moves nothing, rather than dividing by zero.
+        weight = jnp.maximum(sums.weight, jnp.finfo(sums.weight.dtype).tiny)
+        grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
+        updates, opt_state = optimizer.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {
+            "loss": sums.loss / weight,
+            "accuracy": sums.correct / jnp.maximum(sums.tokens, 1),
+            "grad_norm": optax.global_norm(grads),
+            "learning_rate": learning_rate(state.step),
+            "tokens": sums.tokens,
+            "audio_seconds": sums.audio_seconds,
+        }
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return step

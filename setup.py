@@ -1,0 +1,55 @@
+"""The package's metadata; tool settings are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+demo = ["espeakng-loader>=0.2.4", "matplotlib>=3.9"]
+# transformers 5.10.0 to 5.10.3 tie this model's head by mistake and would be a wrong oracle.
+parity = ["torch>=2.6", "transformers>=5.11,<6", "pytest>=8"]
+
+setup(
+    name="qa_jax",
+    version="0.1.0",
+    description="Qwen2-Audio in JAX: speech, sound and music in, text out",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=[*find_packages(include=["qa_jax", "qa_jax.*"]), "convert_weights"],
+    package_dir={"convert_weights": "tools/convert_weights"},
+    install_requires=[
+        "jax>=0.10,<0.13",
+        "flax>=0.12.8,<0.13",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.12.2,<0.13",
+        "numpy>=2",
+        "librosa>=0.11",
+        "soundfile>=0.13",
+        "sentencepiece>=0.2",
+        "tokenizers>=0.21",
+        "safetensors>=0.5",
+        "grain>=0.2.12",
+        "jsonargparse>=4.49",
+        "PyYAML>=6",
+        "rapidfuzz>=3.9",
+        "rich>=13",
+        "tensorboardX>=2.6",
+    ],
+    extras_require={
+        "demo": demo,
+        "parity": parity,
+        "tpu": ["jax[tpu]>=0.10,<0.13"],
+        "cuda12": ["jax[cuda12]>=0.10,<0.13"],
+        "dev": [
+            *demo,
+            "beartype>=0.20",
+            "jaxtyping>=0.3",
+            "mypy>=1.15",
+            "pytest>=8",
+            "ruff>=0.12",
+            "types-PyYAML",
+        ],
+    },
+    entry_points={"console_scripts": ["qa-jax = qa_jax.cli:main"]},
+)

@@ -1,0 +1,156 @@
+"""What tests share: tiny models, tiny tokenizers, sounds, and the optional assets."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+# Set before JAX starts: eight devices on any machine, and never an accelerator by accident.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+
+from qa_jax import checkpoint
+from qa_jax.config import AudioConfig, ModelConfig, TextConfig
+from qa_jax.data import Processor, SentencePiece
+from qa_jax.model import Qwen2Audio, initialize
+
+TEXT = [
+    "turn on the light in the kitchen",
+    "what is three plus four",
+    "three plus four is seven",
+    "Is the speaker a man or a woman?",
+    "the quick brown fox jumps over the lazy dog",
+    "user system assistant You are a helpful assistant. Audio 1: Audio 2:",
+] * 4
+
+
+@pytest.fixture(scope="session")
+def tiny() -> ModelConfig:
+    """Grouped-query attention, two layers each, untied: every code path in a second."""
+    return ModelConfig(
+        audio=AudioConfig(
+            num_mel_bins=80,
+            d_model=16,
+            encoder_layers=2,
+            encoder_attention_heads=4,
+            encoder_ffn_dim=24,
+        ),
+        text=TextConfig(
+            vocab_size=384,
+            hidden_size=32,
+            intermediate_size=40,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            max_position_embeddings=1024,
+        ),
+        audio_token_id=6,
+        eos_token_ids=(),
+        dtype="float32",
+    )
+
+
+@pytest.fixture(scope="session")
+def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SentencePiece model of a few sentences."""
+    directory = tmp_path_factory.mktemp("tokenizer")
+    SentencePiece.train(TEXT, directory, 340)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def processor(tokenizer_dir: Path) -> Processor:
+    return Processor(SentencePiece(tokenizer_dir))
+
+
+@pytest.fixture(scope="session")
+def tiny_with_text(tiny: ModelConfig, processor: Processor) -> ModelConfig:
+    """`tiny` with the tokenizer's special ids."""
+    return dataclasses.replace(tiny, audio_token_id=processor.audio_token_id)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(
+    tiny_with_text: ModelConfig, tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A checkpoint of random parameters with a tokenizer."""
+    directory = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    params = initialize(Qwen2Audio(tiny_with_text), jax.random.key(0))
+    checkpoint.create(directory, tiny_with_text, tokenizer_dir)
+    checkpoint.save_params(directory, params)
+    return directory
+
+
+def sound(seconds: float, seed: int = 0, rate: int = 16_000) -> np.ndarray:
+    """Tones in noise, float32."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(int(seconds * rate)) / rate
+    tones = sum(np.sin(2 * np.pi * rng.uniform(100, 3000) * t) for _ in range(3))
+    return (0.1 * tones + 0.01 * rng.standard_normal(t.size)).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of sound files, good ones and one for every fault."""
+    directory = tmp_path_factory.mktemp("sounds")
+    for i in range(6):
+        soundfile.write(directory / f"{i}.wav", sound(0.4 + 0.15 * i, i), 16_000)
+    soundfile.write(directory / "long.wav", np.zeros(16_000 * 31, np.float32), 16_000)
+    soundfile.write(directory / "short.wav", np.zeros(320, np.float32), 16_000)
+    soundfile.write(
+        directory / "stereo.wav", np.stack([sound(1, 1), sound(1, 2)], axis=1), 16_000
+    )
+    soundfile.write(directory / "44k.flac", sound(1, rate=44_100), 44_100)
+    bad = sound(1)
+    bad[100] = np.nan
+    soundfile.write(directory / "nan.wav", bad, 16_000, subtype="FLOAT")
+    np.save(directory / "samples.npy", sound(1))
+    (directory / "text.wav").write_text("this is no sound")
+    return directory
+
+
+@pytest.fixture
+def manifest(sounds: Path, tmp_path: Path) -> Path:
+    """Twelve records of every form: voice chat, analysis, two clips, no clip, the short form."""
+
+    def chat(parts: list[dict], answer: str) -> dict:
+        return {
+            "messages": [
+                {"role": "user", "content": parts},
+                {"role": "assistant", "content": answer},
+            ]
+        }
+
+    def clip(i: int) -> dict:
+        return {"type": "audio", "audio": str(sounds / f"{i}.wav")}
+
+    rows = [
+        chat([clip(0)], "three plus four is seven"),
+        chat([clip(1), {"type": "text", "text": "Is the speaker a man or a woman?"}], "a man"),
+        chat([clip(2), clip(3), {"type": "text", "text": "what is three"}], "the light"),
+        chat([{"type": "text", "text": "what is three plus four"}], "seven"),
+        {"audio": str(sounds / "4.wav"), "prompt": "turn on", "text": "the light in the kitchen"},
+        {"text": "the quick brown fox"},
+    ] * 2
+    path = tmp_path / "manifest.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """Real recordings and the real vocabulary, where QA_JAX_ASSETS names them."""
+    found = os.environ.get("QA_JAX_ASSETS")
+    if not found or not Path(found).is_dir():
+        pytest.skip("QA_JAX_ASSETS names no directory of recordings and vocabulary")
+    return Path(found)

@@ -1,0 +1,89 @@
+"""Answering token by token is the same computation as reading the whole row."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qa_jax.config import ModelConfig
+from qa_jax.model import KVCache, TextDecoder, bind, initialize
+from qa_jax.model.layers import rotate
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("tied", [False, True])
+def test_cache_equals_whole_rows(tiny: ModelConfig, kv_heads: int, tied: bool) -> None:
+    config = dataclasses.replace(
+        tiny.text, num_key_value_heads=kv_heads, tie_word_embeddings=tied
+    )
+    model = TextDecoder(config)
+    decoder = bind(model)(initialize(model, jax.random.key(1)))
+    b, t, prompt = 2, 9, 5
+    x = jax.random.normal(jax.random.key(2), (b, t, config.hidden_size))
+    positions = jnp.broadcast_to(jnp.arange(t), (b, t))
+    causal = jnp.broadcast_to(jnp.tril(jnp.ones((t, t), bool)), (b, t, t))
+    whole = decoder.logits(decoder(x, positions, causal)[0])
+
+    cache = KVCache.zeros(config, b, t + 3, "float32")
+    slots = jnp.arange(t + 3)
+    hidden, cache = decoder(
+        x[:, :prompt],
+        positions[:, :prompt],
+        jnp.broadcast_to(slots <= jnp.arange(prompt)[:, None], (b, prompt, t + 3)),
+        cache,
+    )
+    parts = [hidden]
+    for i in range(prompt, t):
+        mask = jnp.broadcast_to(slots <= i, (b, 1, t + 3))
+        hidden, cache = decoder(x[:, i : i + 1], positions[:, i : i + 1], mask, cache, i)
+        parts.append(hidden)
+    cached = decoder.logits(jnp.concatenate(parts, axis=1))
+    np.testing.assert_allclose(cached, whole, atol=2e-5)
+
+
+def test_rotation_keeps_only_relative_positions() -> None:
+    q, k = jax.random.normal(jax.random.key(0), (2, 1, 6, 1, 8))
+    positions = jnp.arange(6)[None]
+
+    def scores(shift: int) -> jax.Array:
+        rotated_q, rotated_k = (rotate(x, positions + shift, 10_000.0) for x in (q, k))
+        return jnp.einsum("BTNH,BSNH->BTS", rotated_q, rotated_k)
+
+    np.testing.assert_allclose(scores(0), scores(11), atol=1e-4)
+    np.testing.assert_allclose(rotate(q, positions, 1e4)[:, 0], q[:, 0], atol=1e-6)
+
+
+def test_scan_and_unrolled_layers_agree(tiny: ModelConfig) -> None:
+    """The stacked parameters, taken apart by hand, give the same as the scan."""
+    from qa_jax.model.decoder import DecoderLayer
+
+    model = TextDecoder(tiny.text)
+    params = initialize(model, jax.random.key(3))
+    x = jax.random.normal(jax.random.key(4), (1, 7, tiny.text.hidden_size))
+    positions, mask = jnp.arange(7)[None], jnp.tril(jnp.ones((1, 7, 7), bool))
+    scanned, _ = bind(model)(params)(x, positions, mask)
+    layer = bind(DecoderLayer(tiny.text))
+    for i in range(tiny.text.num_hidden_layers):
+        x, _ = layer(jax.tree.map(lambda p, i=i: p[i], params["layers"]))(x, positions, mask)
+    np.testing.assert_allclose(bind(model)(params).norm(x), scanned, atol=1e-5)
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_remat_changes_no_gradient(tiny: ModelConfig, remat: str) -> None:
+    x = jax.random.normal(jax.random.key(5), (1, 7, tiny.text.hidden_size))
+    positions, mask = jnp.arange(7)[None], jnp.tril(jnp.ones((1, 7, 7), bool))
+    params = initialize(TextDecoder(tiny.text), jax.random.key(6))
+
+    def gradient(remat: str) -> dict:
+        model = bind(TextDecoder(tiny.text, remat))
+        return jax.grad(lambda p: jnp.sum(model(p)(x, positions, mask)[0] ** 2))(params)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+        gradient("none"),
+        gradient(remat),
+    )

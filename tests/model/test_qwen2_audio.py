@@ -1,0 +1,137 @@
+"""Where audio meets text, and what the whole model is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qa_jax import hf
+from qa_jax.config import ModelConfig, OptimizerConfig, preset
+from qa_jax.data import TrainBatch
+from qa_jax.generate import Sampling
+from qa_jax.generate.engine import Engine
+from qa_jax.generate.inputs import ModelInputs
+from qa_jax.model import Audio, Qwen2Audio, bind, count_parameters, declarations, initialize
+from qa_jax.model.qwen2_audio import place_audio
+from qa_jax.train.optimizer import make_optimizer, schedule, trainable
+from qa_jax.train.step import TrainState, make_step
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_placing_is_the_obvious_loop(groups: int) -> None:
+    rng = np.random.default_rng(0)
+    counts = np.array([3, 0, 4, 2, 1, 0])
+    rows = [[0, 1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0, 1, 0], [0] * 8]
+    is_audio = np.array(rows, bool)
+    embeds, audio = rng.standard_normal((4, 8, 5)), rng.standard_normal((6, 6, 5))
+    expected = embeds.copy()
+    pieces = np.concatenate([audio[a, :n] for a, n in enumerate(counts)])
+    expected[is_audio] = pieces
+    placed = place_audio(
+        jnp.asarray(embeds), jnp.asarray(is_audio), jnp.asarray(audio), jnp.asarray(counts), groups
+    )
+    np.testing.assert_allclose(placed, expected, rtol=1e-6)
+
+
+def test_padding_on_either_side_changes_nothing(tiny: ModelConfig) -> None:
+    model = Qwen2Audio(tiny)
+    params = initialize(model, jax.random.key(0))
+    audio = Audio(jnp.asarray(np.random.default_rng(0).standard_normal((1, 12, 80))), jnp.array([8]))
+    row = np.array([9, 6, 6, 11, 12])
+
+    def last(tokens: np.ndarray, valid: np.ndarray) -> jax.Array:
+        m = bind(model)(params)
+        return m.logits(m(tokens[None], valid[None], audio)[0])[0]
+
+    alone = last(row, np.ones(5, bool))
+    left = last(np.r_[0, 0, row], np.r_[0, 0, np.ones(5)].astype(bool))[2:]
+    right = last(np.r_[row, 0, 0], np.r_[np.ones(5), 0, 0].astype(bool))[:5]
+    np.testing.assert_allclose(left, alone, atol=1e-5)
+    np.testing.assert_allclose(right, alone, atol=1e-5)
+
+
+def test_released_size() -> None:
+    config = preset("qwen2_audio_7b")
+    assert count_parameters(Qwen2Audio(config)) == 8_397_094_912
+    tensors = hf.tensor_map(config)
+    assert len(tensors) == 876
+    assert sum(int(np.prod(t.shape)) for t in tensors.values()) == 8_397_094_912
+    assert tensors["language_model.lm_head.weight"].hf_shape == (156_032, 4096)
+    assert tensors["audio_tower.conv1.weight"].hf_shape == (1280, 128, 3)
+
+
+def test_released_tensors(assets) -> None:  # type: ignore[no-untyped-def]
+    released = json.loads((assets / "qwen2_audio_7b_keys_shapes.json").read_text())
+    ours = {n: list(t.hf_shape) for n, t in hf.tensor_map(preset("qwen2_audio_7b")).items()}
+    assert ours == released
+
+
+def test_full_size_training_step_traces() -> None:
+    """Two accumulated micro-batches of the 8.4B model, shapes only."""
+    config = preset("qwen2_audio_7b")
+    model = Qwen2Audio(config)
+    params = jax.eval_shape(lambda: initialize(model, jax.random.key(0)))
+    settings = OptimizerConfig(accumulate=2)
+    optimizer = make_optimizer(settings, 2, params)
+    state = TrainState(
+        jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer.init, params)
+    )
+    batch = TrainBatch(
+        tokens=jax.ShapeDtypeStruct((2, 2, 512), jnp.int32),
+        valid=jax.ShapeDtypeStruct((2, 2, 512), bool),
+        weights=jax.ShapeDtypeStruct((2, 2, 512), jnp.float32),
+        signal=jax.ShapeDtypeStruct((2, 2, 1004 * 160), jnp.float32),
+        frames=jax.ShapeDtypeStruct((2, 2), jnp.int32),
+    )
+    trained = trainable(params, settings.freeze)
+    step = make_step(model, optimizer, trained, schedule(settings, 2))
+    for _ in range(2):
+        after, metrics = jax.eval_shape(step, state, batch)
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
+            lambda x: (x.shape, x.dtype), state
+        )
+        state = after
+    assert metrics["loss"].shape == ()
+
+
+def test_full_size_generation_traces() -> None:
+    config = preset("qwen2_audio_7b")
+    params = jax.eval_shape(
+        lambda: initialize(Qwen2Audio(config), jax.random.key(0), jnp.bfloat16)
+    )
+    engine = Engine(config, params)
+    inputs = ModelInputs(
+        tokens=jax.ShapeDtypeStruct((1, 832), jnp.int32),
+        valid=jax.ShapeDtypeStruct((1, 832), bool),
+        signal=jax.ShapeDtypeStruct((1, 480_000), jnp.float32),
+        frames=jax.ShapeDtypeStruct((1,), jnp.int32),
+    )
+    how = Sampling(max_new_tokens=64, stop_ids=(151_645,))
+    state = jax.eval_shape(lambda p, i: engine._prefill_of(p, i, 64, how), params, inputs)
+    assert state.cache.k.shape == (32, 1, 896, 32, 128)
+    after = jax.eval_shape(
+        lambda p, s: engine._decode_until(p, s, jnp.int32(64), 832, how), params, state
+    )
+    assert after.tokens.shape == (1, 64)
+
+
+def test_every_parameter_names_its_axes(tiny: ModelConfig) -> None:
+    from qa_jax.parallel import RULES
+
+    for path, declared in declarations(Qwen2Audio(tiny)).items():
+        assert set(declared.axes) <= {*RULES, "time"}, path
+
+
+def test_initial_values_do_not_depend_on_neighbours(tiny: ModelConfig) -> None:
+    untied = initialize(Qwen2Audio(tiny), jax.random.key(0))
+    tied_config = dataclasses.replace(
+        tiny, text=dataclasses.replace(tiny.text, tie_word_embeddings=True)
+    )
+    tied = initialize(Qwen2Audio(tied_config), jax.random.key(0))
+    del untied["decoder"]["lm_head"]
+    jax.tree.map(np.testing.assert_array_equal, untied, tied)
