@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -133,7 +134,7 @@ class LoadedModel:
         return self.processor
 
     def _on_mesh(self) -> Any:
-        return jax.set_mesh(self.mesh if self.mesh is not None else jax.sharding.Mesh((), ()))
+        return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
 
 def load(

@@ -110,6 +110,8 @@ class ModelConfig:
         dtype: the type that activations are computed in; parameters keep their own.
         remat: what the backward pass recomputes: ``none`` keeps every activation, ``full`` keeps
             only each layer's input, ``dots`` keeps the results of matrix products.
+        unroll: compile the layers one by one instead of as a scanned loop: slower to compile,
+            a little faster to run where there are few.
     """
 
     audio: AudioConfig = field(default_factory=AudioConfig)
@@ -118,6 +120,7 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = (151_645,)
     dtype: Dtype = "bfloat16"
     remat: Literal["none", "full", "dots"] = "none"
+    unroll: bool = False
 
 
 PRESETS: dict[str, ModelConfig] = {
@@ -163,6 +166,7 @@ PRESETS: dict[str, ModelConfig] = {
         audio_token_id=6,
         eos_token_ids=(),
         dtype="float32",
+        unroll=True,
     ),
 }
 
@@ -207,7 +211,7 @@ class DataConfig:
         eval: manifest of held-out records; empty for none.
         tokenizer: directory of the tokenizer's files; empty where `train.init` brings its own.
         buckets: rows per step by clip length, {log-mel frames: rows}; a clip goes to the shortest
-            bucket that holds it and 4 frames more. 0 is the bucket of records without audio.
+            bucket that holds it and 4 frames more. 0 is a bucket for records without audio.
         max_tokens: the longest row, audio tokens included; a longer record is an error.
         long_audio: clips over 30 s: `error`, or `truncate` with a warning.
         seed: of the order of records.

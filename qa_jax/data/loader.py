@@ -127,7 +127,8 @@ class TrainData:
             )
         frames = max((valid_frames(s) for s in samples), default=0)
         need = min(frames + FRAME_MARGIN, MAX_FRAMES) if samples else 0
-        fits = [b for b in self.config.buckets if (b >= need and b > 0) or (b == need == 0)]
+        # A record without audio rides along in the shortest bucket where there is none for it.
+        fits = [b for b in self.config.buckets if b >= need]
         if not fits:
             raise InputError(
                 record.source,

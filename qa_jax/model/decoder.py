@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from qa_jax.config import TextConfig
 from qa_jax.model.attention import attend
-from qa_jax.model.layers import Linear, RMSNorm, normal, precision, rotate
+from qa_jax.model.layers import Linear, RMSNorm, fan_in_normal, normal, precision, rotate
 from qa_jax.model.module import Module, declare, scan, stack
 from qa_jax.parallel import constrain
 
@@ -99,10 +99,10 @@ class DecoderLayer(Module):
 class TextDecoder(Module):
     """Embedding, layers, final norm, and the head that turns hidden states into logits."""
 
-    def __init__(self, config: TextConfig, remat: str = "none") -> None:
+    def __init__(self, config: TextConfig, **loop: Any) -> None:
         vocab, d = config.vocab_size, config.hidden_size
-        self.remat = remat
-        self.embed_tokens = declare((vocab, d), ("vocab", "embed"), normal)
+        self.loop = loop  # remat and unroll, for `scan`
+        self.embed_tokens = declare((vocab, d), ("vocab", "embed"), fan_in_normal(d))
         self.layers = stack(DecoderLayer(config), config.num_hidden_layers)
         self.norm = RMSNorm(d, config.rms_norm_eps)
         tied = config.tie_word_embeddings
@@ -138,7 +138,7 @@ class TextDecoder(Module):
                 def layer(module: DecoderLayer, x: jax.Array, _: None) -> tuple[jax.Array, None]:
                     return module(x, positions, mask)[0], None
 
-                x, _ = scan(self.layers, layer, x, remat=self.remat)
+                x, _ = scan(self.layers, layer, x, **self.loop)
             else:
 
                 def cached(module, carry, index):  # type: ignore[no-untyped-def]
@@ -146,7 +146,7 @@ class TextDecoder(Module):
                     return module(x, positions, mask, (cache, slot, index)), None
 
                 indices = jnp.arange(cache.k.shape[0])
-                (x, cache), _ = scan(self.layers, cached, (x, cache), indices)
+                (x, cache), _ = scan(self.layers, cached, (x, cache), indices, **self.loop)
             return self.norm(x), cache
 
     def logits(self, hidden: jax.Array) -> jax.Array:

@@ -61,9 +61,9 @@ class EncoderLayer(Module):
 class AudioEncoder(Module):
     """Two convolutions, a position table, pre-norm layers, pooling by 2, a final norm."""
 
-    def __init__(self, config: AudioConfig, remat: str = "none") -> None:
+    def __init__(self, config: AudioConfig, **loop: Any) -> None:
         d = config.d_model
-        self.remat = remat
+        self.loop = loop  # remat and unroll, for `scan`
         self.conv1 = Conv(config.num_mel_bins, d, stride=1)
         self.conv2 = Conv(d, d, stride=2)
         self.embed_positions = declare(
@@ -101,7 +101,7 @@ class AudioEncoder(Module):
             def layer(module: EncoderLayer, x: jax.Array, _: None) -> tuple[jax.Array, None]:
                 return constrain(module(x, mask[:, None]), "batch", "time", "act_embed"), None
 
-            x, _ = scan(self.layers, layer, x, remat=self.remat)
+            x, _ = scan(self.layers, layer, x, **self.loop)
             with jax.named_scope("pool_by_2"):
                 x = x.reshape(x.shape[0], -1, 2, x.shape[2]).mean(axis=2)
             return self.layer_norm(x)

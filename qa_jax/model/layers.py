@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from qa_jax.model.module import Initializer, Module, declare
 
+# The reference's initial scale. Larger ones, such as 1 / sqrt(inputs), learn to listen later.
 normal: Initializer = jax.nn.initializers.normal(0.02)
 zeros: Initializer = jax.nn.initializers.zeros
 ones: Initializer = jax.nn.initializers.ones
@@ -45,9 +46,9 @@ class Linear(Module):
         outputs: dict[str, int],
         *,
         bias: bool = False,
+        init: Initializer = normal,
     ) -> None:
         self.in_dims = len(inputs)
-        init = fan_in_normal(math.prod(inputs.values()))
         axes, shape = (*inputs, *outputs), (*inputs.values(), *outputs.values())
         self.kernel = declare(shape, axes, init)
         self.bias = declare(shape[len(inputs) :], axes[len(inputs) :], zeros) if bias else None

@@ -70,10 +70,11 @@ def scan(
     xs: Any = None,
     *,
     remat: str = "none",
+    unroll: bool = False,
 ) -> tuple[Any, Any]:
     """`jax.lax.scan` of body(layer, carry, x) over stacked layers: compiled once for all of them.
 
-    The backward pass recomputes each layer as `remat` says (see `ModelConfig.remat`).
+    `remat` and `unroll` are `ModelConfig`'s.
     """
     graphdef, params = nnx.split(layers)
 
@@ -84,7 +85,7 @@ def scan(
     if remat != "none":
         # Inside a scan XLA cannot merge the recomputation with the original, so no barrier is due.
         step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=False)
-    return jax.lax.scan(step, carry, (params, xs))
+    return jax.lax.scan(step, carry, (params, xs), unroll=unroll or 1)
 
 
 def bind(module: Module) -> Callable[[Params], Any]:

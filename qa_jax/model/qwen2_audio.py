@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from qa_jax.config import ModelConfig, token_count
 from qa_jax.model.decoder import KVCache, TextDecoder
 from qa_jax.model.encoder import AudioEncoder
 from qa_jax.model.frontend import LogMel
-from qa_jax.model.layers import Linear
+from qa_jax.model.layers import Linear, fan_in_normal
 from qa_jax.model.module import Module
 from qa_jax.parallel import constrain
 
@@ -76,11 +76,15 @@ class Qwen2Audio(Module):
         self.dtype = jnp.dtype(config.dtype)
         self.audio_token_id = config.audio_token_id
         self.log_mel = LogMel(config.audio.num_mel_bins)
-        self.encoder = AudioEncoder(config.audio, config.remat)
+        loop: dict[str, Any] = {"remat": config.remat, "unroll": config.unroll}
+        self.encoder = AudioEncoder(config.audio, **loop)
         self.projector = Linear(
-            {"embed": config.audio.d_model}, {"norm": config.text.hidden_size}, bias=True
+            {"embed": config.audio.d_model},
+            {"norm": config.text.hidden_size},
+            bias=True,
+            init=fan_in_normal(config.audio.d_model),
         )
-        self.decoder = TextDecoder(config.text, config.remat)
+        self.decoder = TextDecoder(config.text, **loop)
 
     def encode_audio(self, audio: Audio) -> jax.Array:
         """Clips -> (A, F / 4, D) embeddings in the decoder's space."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,8 +43,11 @@ class Run(NamedTuple):
     text_source: Path
 
 
-def prepare(config: RunConfig) -> Run:
-    """Checks every setting, file and record of a run; raises InputError for the first bad one."""
+def prepare(config: RunConfig, devices: Sequence[jax.Device] | None = None) -> Run:
+    """Checks every setting, file and record of a run; raises InputError for the first bad one.
+
+    `devices` are all there are unless named.
+    """
     if not config.data.train:
         raise InputError("data.train", "no manifest named", "pass --data.train MANIFEST")
     source = Path(config.train.init or config.data.tokenizer)
@@ -56,7 +60,7 @@ def prepare(config: RunConfig) -> Run:
         )
     model_config = _model_config(config, tokenizer)
     _check_resumable(config, model_config)
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh, devices)
     processor = Processor(tokenizer, config.data.long_audio)
     groups = batch_shards(mesh)
     data = TrainData(

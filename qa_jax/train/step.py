@@ -71,7 +71,7 @@ def make_step(
         metrics = {
             "loss": sums.loss / weight,
             "accuracy": sums.correct / jnp.maximum(sums.tokens, 1),
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "learning_rate": learning_rate(state.step),
             "tokens": sums.tokens,
             "audio_seconds": sums.audio_seconds,

@@ -79,7 +79,7 @@ def test_remat_changes_no_gradient(tiny: ModelConfig, remat: str) -> None:
     params = initialize(TextDecoder(tiny.text), jax.random.key(6))
 
     def gradient(remat: str) -> dict:
-        model = bind(TextDecoder(tiny.text, remat))
+        model = bind(TextDecoder(tiny.text, remat=remat))
         return jax.grad(lambda p: jnp.sum(model(p)(x, positions, mask)[0] ** 2))(params)
 
     jax.tree.map(

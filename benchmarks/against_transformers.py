@@ -1,0 +1,172 @@
+"""The same work on this machine's processor, here and in transformers: run by `make bench`.
+
+Both get the same random weights (float32) and the same inputs, their outputs are compared, and
+their runs alternate, so that a change of the machine's speed meets both. Medians are written to
+benchmarks/RESULTS.md between its markers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import numpy as np
+import torch
+import transformers
+
+import qa_jax
+from qa_jax.config import preset, to_hf, token_count, valid_frames
+from qa_jax.model import LogMel
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+BATCH, TEXT_TOKENS, NEW_TOKENS = 2, 64, 64
+
+
+def reference(directory: Path) -> torch.nn.Module:
+    """transformers' model of the `bench` preset with random weights, saved for us to load."""
+    raw = to_hf(preset("bench"))
+    config = transformers.Qwen2AudioConfig(
+        audio_config=raw["audio_config"],
+        text_config=raw["text_config"],
+        audio_token_index=raw["audio_token_index"],
+    )
+    torch.manual_seed(0)
+    model = transformers.Qwen2AudioForConditionalGeneration(config).eval()
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1 and "positions" not in name:
+            parameter.data.normal_(0, parameter[0].numel() ** -0.5)
+    model.generation_config.eos_token_id = None
+    model.save_pretrained(directory)
+    return model
+
+
+def median_seconds(a: Callable[[], object], b: Callable[[], object], runs: int) -> tuple[float, ...]:
+    """Medians of two calls that take turns, after one of each that does not count."""
+    a(), b()
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(runs):
+        for call, kept in zip((a, b), times, strict=True):
+            start = time.perf_counter()
+            call()
+            kept.append(time.perf_counter() - start)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def inputs(seconds: float) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    frames = valid_frames(int(seconds * 16_000))
+    placeholder = preset("bench").audio_token_id
+    text = rng.integers(0, 30_000, (BATCH, TEXT_TOKENS))
+    audio = np.full((BATCH, token_count(frames)), placeholder)
+    ids = np.concatenate([text[:, :8], audio, text[:, 8:]], axis=1)
+    mask = np.zeros((BATCH, 3000), np.int64)
+    mask[:, :frames] = 1
+    return {
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids),
+        "input_features": rng.standard_normal((BATCH, 128, 3000)).astype(np.float32),
+        "feature_attention_mask": mask,
+    }
+
+
+def measure(runs: int) -> list[str]:
+    with tempfile.TemporaryDirectory() as directory:
+        theirs = reference(Path(directory))
+        ours = qa_jax.load(directory)
+    lines = []
+    for seconds in (5, 30):
+        batch = inputs(seconds)
+        tensors = {k: torch.tensor(v) for k, v in batch.items()}
+        with torch.no_grad():
+            expected = theirs(**tensors).logits.numpy()
+        error = np.abs(ours.logits(batch) - expected).max() / np.abs(expected).max()
+        assert error < 1e-4, f"logits differ by {error}"
+
+        def forward() -> object:
+            with torch.no_grad():
+                return theirs(**tensors).logits  # noqa: B023
+
+        def answer() -> object:
+            with torch.no_grad():
+                return theirs.generate(**tensors, max_new_tokens=NEW_TOKENS, do_sample=False)  # noqa: B023
+
+        def our_answer() -> list[list[int]]:
+            return ours.generate(batch, max_new_tokens=NEW_TOKENS, temperature=0.0)  # noqa: B023
+
+        width = batch["input_ids"].shape[1]
+        assert answer()[:, width:].tolist() == our_answer(), "answers differ"
+        for name, a, b in (
+            ("forward, logits of every token", forward, lambda: ours.logits(batch)),  # noqa: B023
+            (f"greedy answer of {NEW_TOKENS} tokens", answer, our_answer),
+        ):
+            lines.append(row(name, seconds, *median_seconds(a, b, runs), f"{error:.0e}"))
+
+        extractor = transformers.WhisperFeatureExtractor(feature_size=128)
+        rng = np.random.default_rng(1)
+        waves = rng.standard_normal((BATCH, seconds * 16_000)).astype(np.float32) * 0.1
+        log_mel = jax.jit(LogMel(128))
+        expected = extractor(list(waves), sampling_rate=16_000)["input_features"]
+        mine = np.asarray(log_mel(waves))
+        error = np.abs(mine - np.swapaxes(expected, 1, 2)[:, : mine.shape[1]]).max()
+        assert error < 5e-5, f"log-mels differ by {error}"
+        times = median_seconds(
+            lambda: extractor(list(waves), sampling_rate=16_000, return_tensors="np"),  # noqa: B023
+            lambda: jax.block_until_ready(log_mel(waves)),  # noqa: B023
+            4 * runs,
+        )
+        lines.append(row("log-mel, 128 bins", seconds, *times, f"{error:.0e}"))
+    return lines
+
+
+def row(name: str, seconds: int, theirs: float, ours: float, error: str) -> str:
+    text = (
+        f"| {name} | {seconds} s | {theirs * 1e3:,.0f} ms | {ours * 1e3:,.0f} ms "
+        f"| {theirs / ours:.1f}x | {error} |"
+    )
+    print(text, flush=True)
+    return text
+
+
+def processor_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=7)
+    arguments = parser.parse_args()
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(cores)
+    lines = [
+        f"Batch of {BATCH} clips with {TEXT_TOKENS} text tokens each; float32; medians of "
+        f"{arguments.runs} alternating runs.",
+        f"{datetime.date.today()}, {processor_name()}, {cores} cores, Python "
+        f"{platform.python_version()}, jax {jax.__version__}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}.",
+        "",
+        "| work | clip | transformers | qa_jax | ratio | difference |",
+        "|---|---|---|---|---|---|",
+        *measure(arguments.runs),
+    ]
+    text = RESULTS.read_text(encoding="utf-8")
+    start, end = "<!-- against_transformers -->\n", "<!-- /against_transformers -->"
+    head, _, rest = text.partition(start)
+    tail = rest.partition(end)[2]
+    RESULTS.write_text(head + start + "\n".join(lines) + "\n" + end + tail, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The demo's splits share no voice, no sentence and no sum; and the sound is what it says."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qa_jax.data import read_manifest
+from qa_jax.data.synthetic import SOUNDS, Voice, make_sound
+from qa_jax.demo import corpus
+from qa_jax.demo.corpus import HELD_OUT_SUMS, MEN, SPLITS, WOMEN, plan
+
+
+@pytest.fixture(scope="module")
+def plans() -> dict[str, list[corpus.Clip]]:
+    return {split: plan(split, 0) for split in SPLITS}
+
+
+def test_voices_are_apart(plans: dict) -> None:
+    names = {s: {c.voice.name for c in clips if c.voice} for s, clips in plans.items()}
+    for a, b in itertools.combinations(SPLITS, 2):
+        assert not names[a] & names[b]
+    assert {len(names[s]) for s in SPLITS} == {26, 4, 8}
+    for voices in (WOMEN, MEN):
+        assert set(voices) == set(SPLITS)
+
+
+def test_texts_are_apart(plans: dict) -> None:
+    for task, length in (("transcribe", 4), ("chat", 0)):
+        said = {
+            s: {c.text for c in clips if any(r[0] == task for r in c.records)
+                and len(c.text.split()) >= length}
+            for s, clips in plans.items()
+        }  # fmt: skip
+        for a, b in itertools.combinations(SPLITS, 2):
+            assert not said[a] & said[b], task
+        assert all(said.values())
+
+
+def test_sums_are_apart(plans: dict) -> None:
+    def sums(split: str) -> set[str]:
+        answers = {r[2] for c in plans[split] for r in c.records if r[0] == "chat"}
+        return {a.split(" is ")[0] for a in answers if " plus " in a}
+
+    for a, b in itertools.combinations(SPLITS, 2):
+        assert not sums(a) & sums(b)
+    assert len(sums("test")) == len(HELD_OUT_SUMS["test"])
+    heard = {c.text for c in plans["train"] if c.text}
+    for held_out in sums("test") | sums("dev"):
+        assert not any(held_out in text for text in heard), "not even as a fragment"
+
+
+def test_answers_are_right(plans: dict) -> None:
+    for clip in plans["test"]:
+        for _, question, answer in clip.records:
+            if question == corpus.WHO:
+                name = clip.voice.name.removeprefix("en-us+")
+                assert answer == ("a woman" if name in WOMEN["test"] else "a man")
+            if " plus " in answer:
+                a, _, b, _, total = (corpus.NUMBERS.index(w) if w in corpus.NUMBERS else 0
+                                     for w in answer.split())  # fmt: skip
+                assert a + b == total
+
+
+@pytest.mark.parametrize("kind", SOUNDS)
+def test_sounds(kind: str) -> None:
+    first, second = (make_sound(kind, np.random.default_rng(i), 1.5) for i in range(2))
+    assert first.dtype == np.float32 and 0.05 < np.abs(first).max() <= 0.5
+    assert not np.array_equal(first, second)
+
+
+def test_the_corpus_on_disk(tmp_path: Path) -> None:
+    pytest.importorskip("espeakng_loader", reason="needs the [demo] extra")
+    for _ in corpus.make(tmp_path, seed=1, scale=0.02):
+        pass
+    for split in SPLITS:
+        records = read_manifest(tmp_path / f"{split}.jsonl")
+        assert all((tmp_path / r.prompt.audio[0]).is_file() for r in records)
+    row = json.loads((tmp_path / "test_chat.jsonl").read_text().splitlines()[0])
+    assert [p["type"] for p in row["messages"][0]["content"]] == ["audio"]
+    assert "<|im_start|>user" in (tmp_path / "text.txt").read_text()
+
+
+def test_speech_is_speech() -> None:
+    pytest.importorskip("espeakng_loader", reason="needs the [demo] extra")
+    from qa_jax.data.synthetic import speak
+    from qa_jax.errors import InputError
+
+    man, woman = (speak("turn on the light", Voice(f"en-us+{v}")) for v in ("m1", "f1"))
+    assert 0.6 < man.size / 16_000 < 2 and man.dtype == np.float32
+    assert not np.array_equal(man[:1000], woman[:1000])
+    with pytest.raises(InputError, match="no such eSpeak voice"):
+        speak("hi", Voice("xx+nobody"))

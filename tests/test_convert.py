@@ -1,0 +1,182 @@
+"""Hugging Face's files to ours and back, every bit; and every fault named."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import convert_weights
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from qa_jax import checkpoint, hf
+from qa_jax.config import ModelConfig, from_hf, to_hf
+from qa_jax.errors import InputError
+
+EMBED = "language_model.model.embed_tokens.weight"
+HEAD = "language_model.lm_head.weight"
+FC1 = "audio_tower.layers.1.fc1.weight"
+
+
+def in_memory_name(name: str) -> str:
+    """The spelling that transformers 5.10 and later use in memory."""
+    if name == HEAD:
+        return "lm_head.weight"
+    return "model." + name.replace("language_model.model.", "language_model.")
+
+
+def write(directory: Path, config: ModelConfig, *, dtype: object = np.float32, layout: str = "old",
+          shards: int = 1) -> dict[str, np.ndarray]:  # fmt: skip
+    """A random checkpoint in the released layout; returns its tensors."""
+    rng = np.random.default_rng(0)
+    tensors = {
+        n: rng.standard_normal(t.hf_shape).astype(dtype) for n, t in hf.tensor_map(config).items()
+    }
+    if config.text.tie_word_embeddings:
+        tensors[HEAD] = tensors[EMBED]
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(to_hf(config)))
+    spell = in_memory_name if layout == "new" else str
+    named = {spell(n): np.ascontiguousarray(a) for n, a in tensors.items()}
+    if shards == 1:
+        save_file(named, directory / "model.safetensors")
+        return tensors
+    weight_map = {}
+    for i in range(shards):
+        part = dict(list(named.items())[i::shards])
+        file = f"model-{i + 1:05}-of-{shards:05}.safetensors"
+        save_file(part, directory / file)
+        weight_map.update(dict.fromkeys(part, file))
+    index = {"metadata": {}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    return tensors
+
+
+def tied(config: ModelConfig) -> ModelConfig:
+    return dataclasses.replace(
+        config, text=dataclasses.replace(config.text, tie_word_embeddings=True)
+    )
+
+
+@pytest.mark.parametrize("layout", ["old", "new"])
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])
+@pytest.mark.parametrize("tie", [False, True])
+def test_there_and_back(tiny: ModelConfig, tmp_path: Path, layout: str, shards: int, dtype: object,
+                        tie: bool) -> None:  # fmt: skip
+    config = tied(tiny) if tie else tiny
+    tensors = write(tmp_path / "hf", config, dtype=dtype, layout=layout, shards=shards)
+    (tmp_path / "hf" / "generation_config.json").write_text('{"top_k": 1}')
+    convert_weights.to_jax(tmp_path / "hf", tmp_path / "ours")
+    convert_weights.to_hf(tmp_path / "ours", tmp_path / "back", "40KB" if shards > 1 else "5GB")
+    back = {}
+    for file in (tmp_path / "back").glob("*.safetensors"):
+        back.update(load_file(file))
+    assert set(back) == set(tensors)
+    for name, array in tensors.items():
+        assert back[name].dtype == array.dtype
+        assert back[name].tobytes() == array.tobytes(), name
+    assert (tmp_path / "back" / "generation_config.json").read_text() == '{"top_k": 1}'
+    assert (tmp_path / "back" / "model.safetensors.index.json").exists() == (shards > 1)
+    raw = json.loads((tmp_path / "back" / "config.json").read_text())
+    same = dataclasses.replace(from_hf(raw), dtype=config.dtype)
+    assert same == config
+    loaded = checkpoint.read_config(tmp_path / "ours")
+    assert loaded.audio == config.audio and loaded.text == config.text
+
+
+def test_layouts_put_weights_where_they_belong(tiny: ModelConfig, tmp_path: Path) -> None:
+    tensors = write(tmp_path, tiny)
+    config, source = hf.open_model(tmp_path)
+    ours = hf.load_params(source, config)
+    q = tensors["language_model.model.layers.1.self_attn.q_proj.weight"]
+    x = np.random.default_rng(1).standard_normal(32)
+    kernel = ours["decoder", "layers", "self_attn", "q_proj", "kernel"][1]
+    np.testing.assert_allclose(np.einsum("d,dnh->nh", x, kernel).ravel(), q @ x, rtol=1e-5)
+    o = tensors["language_model.model.layers.0.self_attn.o_proj.weight"]
+    kernel = ours["decoder", "layers", "self_attn", "o_proj", "kernel"][0]
+    np.testing.assert_allclose(
+        np.einsum("nh,nhd->d", x.reshape(4, 8), kernel), o @ x, rtol=1e-4, atol=1e-5
+    )
+    conv = tensors["audio_tower.conv1.weight"]
+    assert ours["encoder", "conv1", "kernel"][2, 5, 7] == conv[7, 5, 2]
+
+
+def damage(directory: Path, change: str) -> None:
+    file = directory / "model.safetensors"
+    tensors = load_file(file)
+    if change == "missing":
+        del tensors[FC1]
+    elif change == "extra":
+        tensors["audio_tower.extra.weight"] = np.zeros(2, np.float32)
+    elif change == "misshapen":
+        tensors[FC1] = np.ascontiguousarray(tensors[FC1].T)
+    elif change == "integers":
+        tensors[FC1] = tensors[FC1].astype(np.int32)
+    elif change == "mixed":
+        tensors[FC1] = tensors[FC1].astype(np.float16)
+    save_file(tensors, file)
+    if change == "truncated":
+        file.write_bytes(file.read_bytes()[:-100])
+    elif change == "empty":
+        file.write_bytes(b"")
+    elif change == "pickle":
+        file.rename(directory / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("missing", f"{FC1}: missing"),
+        ("extra", "audio_tower.extra.weight: not a tensor of this model"),
+        ("misshapen", rf"{FC1}: shape \(16, 24\), expected \(24, 16\)"),
+        ("integers", f"{FC1}: dtype I32 is not"),
+        ("mixed", f"{FC1}: float16, other layers are float32"),
+        ("truncated", "truncated, model.safetensors ends before it does"),
+        ("empty", "model.safetensors: unreadable header"),
+        ("pickle", "only pickled weights"),
+    ],
+)
+def test_faults_are_named(tiny: ModelConfig, tmp_path: Path, change: str, message: str) -> None:
+    write(tmp_path / "hf", tiny)
+    damage(tmp_path / "hf", change)
+    with pytest.raises(InputError, match=message):
+        convert_weights.to_jax(tmp_path / "hf", tmp_path / "ours")
+    assert not (tmp_path / "ours").exists() and not list(tmp_path.glob(".ours*"))
+
+
+def test_all_problems_at_once(tiny: ModelConfig, tmp_path: Path) -> None:
+    write(tmp_path, tiny)
+    for change in ("missing", "extra"):
+        damage(tmp_path, change)
+    with pytest.raises(InputError, match=r"2 problems:(.|\n)*missing(.|\n)*extra"):
+        hf.open_model(tmp_path)
+
+
+def test_a_missing_shard_is_named(tiny: ModelConfig, tmp_path: Path) -> None:
+    write(tmp_path, tiny, shards=3)
+    (tmp_path / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(InputError, match=r"model-00002-of-00003\.safetensors: unreadable header"):
+        hf.open_model(tmp_path)
+
+
+def test_an_existing_directory_is_not_touched(tiny: ModelConfig, tmp_path: Path) -> None:
+    write(tmp_path / "hf", tiny)
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours" / "precious").write_text("x")
+    with pytest.raises(InputError, match="exists and is not empty"):
+        convert_weights.to_jax(tmp_path / "hf", tmp_path / "ours")
+    assert [p.name for p in (tmp_path / "ours").iterdir()] == ["precious"]
+
+
+def test_a_head_of_its_own_beats_the_tie(tiny: ModelConfig, tmp_path: Path) -> None:
+    write(tmp_path, tiny)
+    raw = to_hf(tiny)
+    raw["text_config"]["tie_word_embeddings"] = True
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    with pytest.warns(UserWarning, match="the files hold its own"):
+        config, _ = hf.open_model(tmp_path)
+    assert not config.text.tie_word_embeddings

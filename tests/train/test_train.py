@@ -1,0 +1,281 @@
+"""Training: the same numbers however it is cut, stopped or spread, and none for what is frozen."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import yaml
+
+from qa_jax import checkpoint
+from qa_jax.config import ModelConfig, RunConfig, parse, to_dict
+from qa_jax.errors import InputError
+from qa_jax.model import Qwen2Audio, bind, flatten, initialize
+from qa_jax.train import train
+from qa_jax.train import objectives
+from qa_jax.train.metrics import read_metrics
+from qa_jax.train.optimizer import trainable
+from qa_jax.train.setup import initial_state, prepare
+from qa_jax.train.step import make_step
+
+
+@pytest.fixture
+def settings(tiny: ModelConfig, manifest: Path, tokenizer_dir: Path, tmp_path: Path) -> dict:
+    return {
+        "preset": "demo",
+        "model": to_dict(tiny),
+        "data": {
+            "train": str(manifest),
+            "tokenizer": str(tokenizer_dir),
+            "buckets": {0: 4, 104: 4, 204: 4},
+        },
+        "optimizer": {"peak_lr": 3e-3, "warmup_steps": 2},
+        "train": {"output": str(tmp_path / "run"), "steps": 8, "log_every": 1, "save_every": 3},
+        "mesh": {"data": 1, "fsdp": 1, "tensor": 1},
+    }
+
+
+def config(settings: dict, *overrides: str) -> RunConfig:
+    raw = json.loads(json.dumps(settings))
+    raw["data"]["buckets"] = {int(k): v for k, v in raw["data"]["buckets"].items()}
+    return parse(RunConfig, raw, "test", overrides)
+
+
+def one_device_mesh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make_mesh` takes all devices; the tests' machine has eight."""
+    first = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda *_: first)
+
+
+@pytest.fixture(autouse=True)
+def _one_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "eight_devices" not in request.keywords:
+        one_device_mesh(monkeypatch)
+
+
+def losses(output: str | Path) -> list[float]:
+    return [row["loss"] for row in read_metrics(Path(output) / "metrics.jsonl")]
+
+
+def test_it_learns_and_leaves_a_checkpoint(settings: dict) -> None:
+    train(config(settings, "--train.steps=30", "--train.keep=2"))
+    curve = losses(settings["train"]["output"])
+    assert len(curve) == 30 and np.mean(curve[-4:]) < 0.7 * np.mean(curve[:4])
+    output = Path(settings["train"]["output"])
+    assert sorted(p.name for p in (output / "checkpoints").iterdir()) == ["27", "30"]
+    assert (output / "sentencepiece.model").is_file()
+    assert list((output / "tensorboard").iterdir())
+    row = read_metrics(output / "metrics.jsonl")[-1]
+    assert {"loss", "accuracy", "grad_norm", "learning_rate", "steps_per_second"} <= set(row)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 7])
+def test_resuming_changes_no_bit(settings: dict, tmp_path: Path, stop: int) -> None:
+    """Stopped at a step and gone on, in an order of data and of parameters that stays the same."""
+    straight = json.loads(json.dumps(settings))
+    straight["train"]["output"] = str(tmp_path / "straight")
+    train(config(straight))
+    full = config(settings)
+    # The schedule looks at train.steps, so the first part is stopped rather than made shorter.
+    with _stopping_after(stop):
+        with pytest.raises(Exception, match="stopped at step"):
+            train(full)
+    assert checkpoint.Checkpoints(full.train.output).latest() == stop
+    train(full)
+    assert losses(full.train.output) == losses(tmp_path / "straight")
+    again, expected = (
+        checkpoint.load_params(d, checkpoint.read_config(d))
+        for d in (full.train.output, tmp_path / "straight")
+    )
+    jax.tree.map(np.testing.assert_array_equal, again, expected)
+
+
+class _stopping_after:
+    """Sends SIGINT to this process while the given step is being saved or reported."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def __enter__(self) -> None:
+        from qa_jax.train.loop import _Loop
+
+        self.original = _Loop._place
+        calls = 0
+
+        def place(loop: _Loop, batch: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls == self.step:
+                signal.raise_signal(signal.SIGINT)
+            return self.original(loop, batch)  # type: ignore[arg-type]
+
+        _Loop._place = place  # type: ignore[assignment, method-assign]
+
+    def __exit__(self, *_: object) -> None:
+        from qa_jax.train.loop import _Loop
+
+        _Loop._place = self.original  # type: ignore[method-assign]
+
+
+def test_killed_without_warning_it_goes_on(settings: dict, tmp_path: Path) -> None:
+    straight = json.loads(json.dumps(settings))
+    straight["train"]["output"] = str(tmp_path / "straight")
+    train(config(straight))
+    written = yaml.safe_dump({**settings, "preset": "demo"})
+    (tmp_path / "config.yaml").write_text(written)
+    command = [sys.executable, "-m", "qa_jax.cli", "train", "--config", str(tmp_path / "config.yaml")]
+    environment = {**__import__("os").environ, "XLA_FLAGS": ""}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    metrics = Path(settings["train"]["output"]) / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while len(read_metrics(metrics)) < 4 and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    np.testing.assert_allclose(losses(metrics.parent), losses(tmp_path / "straight"), rtol=1e-5)
+    assert len(losses(metrics.parent)) == 8
+
+
+def test_accumulating_equals_the_full_batch(settings: dict) -> None:
+    full = dict(settings, data={**settings["data"], "buckets": {0: 8, 104: 8, 204: 8}})
+    full["train"] = {**settings["train"], "output": settings["train"]["output"] + "-full"}
+    train(config(settings, "--optimizer.accumulate=2", "--train.steps=4"))
+    train(config(full, "--train.steps=4"))
+    np.testing.assert_allclose(
+        losses(settings["train"]["output"]), losses(full["train"]["output"]), rtol=1e-5
+    )
+
+
+def test_frozen_parameters_do_not_move(settings: dict) -> None:
+    frozen = config(settings, '--optimizer.freeze=["encoder", "decoder/embed"]', "--train.steps=3")
+    before = flatten(initial_state(prepare(frozen)).params)
+    train(frozen)
+    after = flatten(
+        checkpoint.load_params(frozen.train.output, checkpoint.read_config(frozen.train.output))
+    )
+    for path, old in before.items():
+        same = np.array_equal(old, after[path])
+        assert same == (path[0] == "encoder" or path[1] == "embed_tokens"), path
+    with pytest.raises(InputError, match="matches no parameter"):
+        trainable({"a": {"b": 1}}, ("encoder",))
+
+
+@pytest.mark.parametrize("chunk", [1, 64, 500])
+def test_chunked_loss_is_the_plain_one(
+    tiny: ModelConfig, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    rng = np.random.default_rng(0)
+    params = initialize(Qwen2Audio(tiny), jax.random.key(0))
+    model = bind(Qwen2Audio(tiny))
+    hidden = jnp.asarray(rng.standard_normal((2, 11, 32)), jnp.float32)
+    targets = jnp.asarray(rng.integers(0, 384, (2, 11)))
+    weights = jnp.asarray(rng.random((2, 11)) * (rng.random((2, 11)) > 0.4), jnp.float32)
+
+    def plain(params: dict) -> jax.Array:
+        logp = jax.nn.log_softmax(model(params).logits(hidden))
+        picked = jnp.take_along_axis(logp, targets[..., None], -1)[..., 0]
+        return -jnp.sum(picked * weights)
+
+    def chunked(params: dict) -> jax.Array:
+        return objectives._cross_entropy(model(params).logits, hidden, targets, weights)[0]
+
+    monkeypatch.setattr(objectives, "_CHUNK_LOGITS", chunk * 2 * 384 // 100)
+    for a, b in zip(
+        jax.tree.leaves(jax.value_and_grad(plain)(params)),
+        jax.tree.leaves(jax.value_and_grad(chunked)(params)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_evaluation_during_training(settings: dict) -> None:
+    settings["data"]["eval"] = settings["data"]["train"]
+    train(config(settings, "--train.eval_every=4"))
+    rows = read_metrics(Path(settings["train"]["output"]) / "metrics.jsonl")
+    scored = [r for r in rows if "eval_loss" in r]
+    assert [r["step"] for r in scored] == [4, 8]
+    assert scored[1]["eval_loss"] < scored[0]["eval_loss"]
+
+
+def test_a_loss_that_is_no_number_stops_the_run(settings: dict) -> None:
+    with pytest.raises(InputError, match=r"the loss is (nan|inf).*lower optimizer\.peak_lr"):
+        train(config(settings, "--optimizer.peak_lr=1e30", "--optimizer.clip_norm=0"))
+
+
+def test_starting_from_a_checkpoint(settings: dict, tiny_checkpoint: Path) -> None:
+    started = config(settings, f"--train.init={tiny_checkpoint}", "--optimizer.peak_lr=0")
+    train(started)
+    before, after = (
+        checkpoint.load_params(d, checkpoint.read_config(d))
+        for d in (tiny_checkpoint, started.train.output)
+    )
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+
+
+def test_another_model_does_not_resume(settings: dict) -> None:
+    train(config(settings, "--train.steps=1"))
+    with pytest.raises(InputError, match="holds a run of another model"):
+        train(config(settings, "--model.audio.encoder_layers=1"))
+
+
+@pytest.mark.eight_devices
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2)])
+def test_meshes_agree_with_one_device(settings: dict, mesh: tuple[int, int, int]) -> None:
+    """Three steps' losses and parameters on eight devices are those of one."""
+    settings["data"]["buckets"] = {0: 8, 104: 8, 204: 8}
+    results = []
+    for sizes, devices in (((1, 1, 1), jax.devices()[:1]), (mesh, jax.devices())):
+        wanted = dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))
+        run = prepare(config({**settings, "mesh": wanted}), devices)
+        with jax.set_mesh(run.mesh):
+            step = jax.jit(
+                make_step(run.model, run.optimizer, run.trained, run.learning_rate, run.data.groups)
+            )
+            state, curve = initial_state(run), []
+            for i in range(3):
+                state, metrics = step(state, run.data.batch(i))
+                curve.append(float(metrics["loss"]))
+        results.append((curve, jax.tree.map(np.asarray, state.params)))
+    (curve, params), (other_curve, other_params) = results
+    np.testing.assert_allclose(other_curve, curve, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), params, other_params)
+
+
+@pytest.mark.eight_devices
+def test_parameters_are_really_sharded(settings: dict) -> None:
+    settings["data"]["buckets"] = {0: 8, 104: 8, 204: 8}
+    run = prepare(config({**settings, "mesh": {"data": 1, "fsdp": 4, "tensor": 2}}))
+    state = initial_state(run)
+    for tree in (state.params, state.optimizer):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if leaf.size >= 2048 and "embed_positions" not in str(path):
+                share = leaf.addressable_shards[0].data.size / leaf.size
+                assert share <= 1 / 2, (path, share)
+
+
+def test_no_recompilation_between_steps(settings: dict) -> None:
+    run = prepare(config(settings))
+    with jax.set_mesh(run.mesh):
+        step = jax.jit(make_step(run.model, run.optimizer, run.trained, run.learning_rate))
+        state = initial_state(run)
+        for i in range(3 * run.data.steps_per_epoch):
+            state, _ = step(state, run.data.batch(i))
+    shapes = {tuple(np.shape(x) for x in run.data.batch(i)) for i in range(run.data.steps_per_epoch)}
+    assert step._cache_size() == len(shapes)
+
+
+def test_settings_of_a_run_are_few() -> None:
+    from qa_jax.config import _dotted
+
+    assert len(_dotted(dataclasses.asdict(RunConfig()))) < 120
