@@ -23,12 +23,12 @@ import jax
 import numpy as np
 import torch
 import transformers
+from common import processor_name, replace_section
 
 import qa_jax
 from qa_jax.config import preset, to_hf, token_count, valid_frames
 from qa_jax.model import LogMel
 
-RESULTS = Path(__file__).with_name("RESULTS.md")
 BATCH, TEXT_TOKENS, NEW_TOKENS = 2, 64, 64
 
 
@@ -50,7 +50,9 @@ def reference(directory: Path) -> torch.nn.Module:
     return model
 
 
-def median_seconds(a: Callable[[], object], b: Callable[[], object], runs: int) -> tuple[float, ...]:
+def median_seconds(
+    a: Callable[[], object], b: Callable[[], object], runs: int
+) -> tuple[float, ...]:
     """Medians of two calls that take turns, after one of each that does not count."""
     a(), b()
     times: tuple[list[float], list[float]] = ([], [])
@@ -137,13 +139,6 @@ def row(name: str, seconds: int, theirs: float, ours: float, error: str) -> str:
     return text
 
 
-def processor_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=7)
@@ -161,11 +156,7 @@ def main() -> None:
         "|---|---|---|---|---|---|",
         *measure(arguments.runs),
     ]
-    text = RESULTS.read_text(encoding="utf-8")
-    start, end = "<!-- against_transformers -->\n", "<!-- /against_transformers -->"
-    head, _, rest = text.partition(start)
-    tail = rest.partition(end)[2]
-    RESULTS.write_text(head + start + "\n".join(lines) + "\n" + end + tail, encoding="utf-8")
+    replace_section("against_transformers", lines)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from qa_jax import checkpoint, hf
-from qa_jax.config import ModelConfig, read_json
+from qa_jax.config import Dtype, ModelConfig, read_json
 from qa_jax.data import Batch, Processor, load_tokenizer
 from qa_jax.data.chat import Message
 from qa_jax.data.tokenizer import END_OF_TEXT, IM_END
@@ -105,7 +105,8 @@ class LoadedModel:
             return self._processor().tokenizer.decode(self._engine.generate(batch, how)[0])
 
     def _pieces(self, batch: Batch, how: Sampling) -> Iterator[str]:
-        tokenizer, ids, said = self._processor().tokenizer, [], ""
+        tokenizer, said = self._processor().tokenizer, ""
+        ids: list[int] = []
         for new in self._engine.stream(batch, how):
             ids += new[0]
             text = tokenizer.decode(ids)
@@ -139,7 +140,7 @@ class LoadedModel:
 
 def load(
     directory: str | Path,
-    dtype: str | None = "float32",
+    dtype: Dtype | None = "float32",
     mesh: Mesh | None = None,
     *,
     step: int | None = None,
@@ -156,7 +157,7 @@ def load(
         long_audio: what to do with clips over 30 s: "error" or "truncate".
     """
     directory = Path(directory)
-    if dtype == "float64" and not jax.config.jax_enable_x64:
+    if dtype == "float64" and jnp.zeros(0, float).dtype != jnp.float64:
         raise InputError("dtype float64", "JAX computes in 32 bits", "set JAX_ENABLE_X64=1")
     if dtype not in (None, "float32", "bfloat16", "float64"):
         raise InputError("dtype", f"{dtype!r}", "float32, bfloat16 or float64")
@@ -174,8 +175,8 @@ def load(
             "holds neither config.yaml (a qa_jax checkpoint) nor config.json (Hugging Face's)",
             "name a checkpoint's directory",
         )
-    stored = str(params["decoder"]["embed_tokens"].dtype)
-    config = dataclasses.replace(config, dtype=stored if dtype is None else dtype, remat="none")
+    stored: Any = str(params["decoder"]["embed_tokens"].dtype)
+    config = dataclasses.replace(config, dtype=dtype or stored, remat="none")
     tokenizer = load_tokenizer(directory)
     processor = None if tokenizer is None else Processor(tokenizer, long_audio)
     return LoadedModel(config, params, processor, _defaults(directory, config, tokenizer), mesh)

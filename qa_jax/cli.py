@@ -122,9 +122,15 @@ def _load(arguments: argparse.Namespace) -> Any:
 
 
 def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = (
-        "max_new_tokens min_new_tokens temperature top_k top_p repetition_penalty seed".split()
-    )
+    names = [
+        "max_new_tokens",
+        "min_new_tokens",
+        "temperature",
+        "top_k",
+        "top_p",
+        "repetition_penalty",
+        "seed",
+    ]
     return {n: getattr(arguments, n) for n in names if getattr(arguments, n) is not None}
 
 
@@ -150,7 +156,10 @@ def _generate(arguments: argparse.Namespace, _: list[str]) -> None:
         raise InputError("generate", "neither --audio nor --prompt", "give at least one")
     # Sound is read before the model is loaded: a wrong path should not cost a minute.
     clips: list[Any] = [
-        (load_audio(a, sampling_rate=arguments.sampling_rate, long_audio=arguments.long_audio), 16000)
+        (
+            load_audio(a, sampling_rate=arguments.sampling_rate, long_audio=arguments.long_audio),
+            16000,
+        )
         for a in arguments.audio
     ]
     qa = _load(arguments)
@@ -227,7 +236,7 @@ def _one_line_warnings() -> None:
         if issubclass(category, UserWarning):
             print(f"warning: {message}", file=sys.stderr)
 
-    warnings.showwarning = show  # type: ignore[assignment]
+    warnings.showwarning = show
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every typed setting: frozen dataclasses, presets, and the reading and writing of HF's config.json.
+"""Every typed setting: frozen dataclasses, presets, reading YAML and HF's config.json.
 
 Settings hold no arrays and import no JAX, so every other module may import this one.
 """
@@ -94,7 +94,9 @@ class TextConfig:
     def __post_init__(self) -> None:
         _divides("text.num_key_value_heads", self.num_key_value_heads, self.num_attention_heads)
         if self.head_dim % 2:
-            raise InputError("text.head_dim", f"{self.head_dim} is odd", "rotary positions need it even")
+            raise InputError(
+                "text.head_dim", f"{self.head_dim} is odd", "rotary positions need it even"
+            )
 
 
 @dataclass(frozen=True)
@@ -311,7 +313,7 @@ def parse(cls: type[T], raw: dict[str, Any], source: object, argv: Sequence[str]
 
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_class_arguments(cls)
-    known = _dotted(dataclasses.asdict(cls()))
+    known = _dotted(to_dict(cls()))
     for name in _dotted(raw):
         if name not in known and not any(name.startswith(f"{k}.") for k in known):
             raise InputError(source, f"unknown setting {name}", nearest(name, known))
@@ -482,4 +484,3 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
             "use_sliding_window": False,
         },
     }
-

@@ -13,5 +13,5 @@ class InputError(ValueError):
         super().__init__(f"{source}: {cause}" + (f"; {remedy}" if remedy else ""))
 
     def within(self, source: object) -> "InputError":
-        """The same error seen from further out, for example from the manifest line that led here."""
+        """The same error seen from further out, as from the manifest line that led here."""
         return InputError(f"{source}: {self.source}", self.cause, self.remedy)

@@ -38,7 +38,7 @@ class Tensor:
         layout: how PyTorch lays it out: `copy` row-major as ours, `linear` (out, in), `conv`
             (out, in, width); `linear_heads_in` is a linear whose input is heads x head_dim.
         shape: our shape, without the layers' dimension.
-        copy_of_tied: whether it repeats the embedding for readers that do not tie; it may be absent.
+        copy_of_tied: whether it repeats the embedding for readers that do not tie; may be absent.
     """
 
     hf: str
@@ -74,12 +74,13 @@ class Tensor:
 # {} stands for the layer's index. Left: Hugging Face's module, ours, and its parameters.
 _ENCODER_LAYER = "audio_tower.layers.{}.", ("encoder", "layers")
 _DECODER_LAYER = "language_model.model.layers.{}.", ("decoder", "layers")
-_NORM = {"weight": ("scale", "copy"), "bias": ("bias", "copy")}
-_LINEAR = {"weight": ("kernel", "linear"), "bias": ("bias", "copy")}
-_LINEAR_HEADS_IN = {"weight": ("kernel", "linear_heads_in"), "bias": ("bias", "copy")}
-_CONV = {"weight": ("kernel", "conv"), "bias": ("bias", "copy")}
+_Parameters = dict[str, tuple[str, Layout]]
+_NORM: _Parameters = {"weight": ("scale", "copy"), "bias": ("bias", "copy")}
+_LINEAR: _Parameters = {"weight": ("kernel", "linear"), "bias": ("bias", "copy")}
+_LINEAR_HEADS_IN: _Parameters = {"weight": ("kernel", "linear_heads_in"), "bias": ("bias", "copy")}
+_CONV: _Parameters = {"weight": ("kernel", "conv"), "bias": ("bias", "copy")}
 
-_MODULES = {
+_MODULES: dict[str, tuple[tuple[str, ...], _Parameters]] = {
     "audio_tower.conv1": (("encoder", "conv1"), _CONV),
     "audio_tower.conv2": (("encoder", "conv2"), _CONV),
     "audio_tower.embed_positions": (("encoder",), {"weight": ("embed_positions", "copy")}),
@@ -145,7 +146,7 @@ def tensor_map(config: ModelConfig) -> dict[str, Tensor]:
 
 
 def released_name(name: str) -> str:
-    """The released spelling of a tensor name; transformers 5.10 and later hold another in memory."""
+    """The released spelling of a name; transformers 5.10 and later hold another in memory."""
     if name == "lm_head.weight":
         return _HEAD
     if name.startswith("model.language_model."):
@@ -193,7 +194,9 @@ class SafetensorsDir:
                 f"only pickled weights ({pickled[0]}), which can run code when read"
                 if pickled
                 else "no .safetensors file here",
-                "save the checkpoint as safetensors" if pickled else "name a checkpoint's directory",
+                "save the checkpoint as safetensors"
+                if pickled
+                else "name a checkpoint's directory",
             )
         return files
 
@@ -249,11 +252,11 @@ def open_model(directory: str | Path) -> tuple[ModelConfig, SafetensorsDir]:
     path = Path(directory) / "config.json"
     config = from_hf(read_json(path), path)
     source = SafetensorsDir(directory)
-    if config.text.tie_word_embeddings and {_HEAD, _TABLE} <= set(source):
-        if not np.array_equal(source.read(_HEAD), source.read(_TABLE)):
-            warnings.warn(f"{path} ties the head, but the files hold its own: using that one", stacklevel=2)
-            text = dataclasses.replace(config.text, tie_word_embeddings=False)
-            config = dataclasses.replace(config, text=text)
+    both = config.text.tie_word_embeddings and {_HEAD, _TABLE} <= set(source)
+    if both and not np.array_equal(source.read(_HEAD), source.read(_TABLE)):
+        warnings.warn(f"{path} ties the head, the files hold its own: using that", stacklevel=2)
+        text = dataclasses.replace(config.text, tie_word_embeddings=False)
+        config = dataclasses.replace(config, text=text)
     check(source, tensor_map(config))
     return config, source
 

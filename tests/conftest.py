@@ -107,9 +107,7 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
         soundfile.write(directory / f"{i}.wav", sound(0.4 + 0.15 * i, i), 16_000)
     soundfile.write(directory / "long.wav", np.zeros(16_000 * 31, np.float32), 16_000)
     soundfile.write(directory / "short.wav", np.zeros(320, np.float32), 16_000)
-    soundfile.write(
-        directory / "stereo.wav", np.stack([sound(1, 1), sound(1, 2)], axis=1), 16_000
-    )
+    soundfile.write(directory / "stereo.wav", np.stack([sound(1, 1), sound(1, 2)], axis=1), 16_000)
     soundfile.write(directory / "44k.flac", sound(1, rate=44_100), 44_100)
     bad = sound(1)
     bad[100] = np.nan

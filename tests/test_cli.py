@@ -32,7 +32,10 @@ def refused(capsys: pytest.CaptureFixture, *argv: object) -> str:
         ("nan.wav", "samples are NaN"),
         ("text.wav", "not readable as audio"),
         ("absent.wav", "no such file; check the path"),
-        ("samples.npy", "samples without their sampling rate; pass sampling_rate (--sampling-rate)"),
+        (
+            "samples.npy",
+            "samples without their sampling rate; pass sampling_rate (--sampling-rate)",
+        ),
     ],
 )
 def test_bad_sound(
@@ -47,9 +50,7 @@ def test_bad_rate_and_counts(
     capsys: pytest.CaptureFixture, tiny_checkpoint: Path, sounds: Path, tmp_path: Path
 ) -> None:
     command = ["generate", "--checkpoint", tiny_checkpoint]
-    error = refused(
-        capsys, *command, "--audio", sounds / "samples.npy", "--sampling-rate", "-1"
-    )
+    error = refused(capsys, *command, "--audio", sounds / "samples.npy", "--sampling-rate", "-1")
     assert "sampling rate -1 is not one in Hz" in error
     error = refused(
         capsys, *command, "--raw", "--audio", sounds / "0.wav", "--prompt", "<|AUDIO|> what"
@@ -81,9 +82,7 @@ def test_bad_checkpoints_and_settings(
     assert error.value.code == 2
 
 
-def test_generate(
-    capsys: pytest.CaptureFixture, tiny_checkpoint: Path, sounds: Path
-) -> None:
+def test_generate(capsys: pytest.CaptureFixture, tiny_checkpoint: Path, sounds: Path) -> None:
     command = ["generate", "--checkpoint", str(tiny_checkpoint), "--max-new-tokens", "4"]
     for more in (
         ["--audio", str(sounds / "0.wav")],
@@ -104,7 +103,14 @@ def test_chat(
     sounds: Path,
 ) -> None:
     lines = iter(
-        [f":audio {sounds / '0.wav'}", "", "what", f":audio {sounds / 'nan.wav'}", ":reset", ":quit"]
+        [
+            f":audio {sounds / '0.wav'}",
+            "",
+            "what",
+            f":audio {sounds / 'nan.wav'}",
+            ":reset",
+            ":quit",
+        ]
     )
     asked = []
 
@@ -124,7 +130,9 @@ def test_tokenizer_train_evaluate(
     """The three commands one after the other, each reading what the one before wrote."""
     text = tmp_path / "text.txt"
     text.write_text("three plus four is seven\nturn on the light\n" * 20)
-    assert main(["tokenizer", str(text), "--vocab-size", "300", "--output", str(tmp_path / "t")]) == 0
+    assert (
+        main(["tokenizer", str(text), "--vocab-size", "300", "--output", str(tmp_path / "t")]) == 0
+    )
     config = tmp_path / "config.yaml"
     raw = {
         "preset": "demo",
@@ -133,7 +141,15 @@ def test_tokenizer_train_evaluate(
         "train": {"output": str(tmp_path / "run")},
     }
     config.write_text(yaml.safe_dump(raw))
-    command = ["train", "--config", str(config), "--data.train", str(manifest), "--train.steps", "2"]
+    command = [
+        "train",
+        "--config",
+        str(config),
+        "--data.train",
+        str(manifest),
+        "--train.steps",
+        "2",
+    ]
     assert main(command) == 0
     assert main(command) == 0, "nothing is left to do the second time"
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
@@ -141,7 +157,9 @@ def test_tokenizer_train_evaluate(
     arguments = ["--checkpoint", str(tmp_path / "run"), "--max-new-tokens", "4"]
     assert main(["evaluate", *arguments, str(manifest)]) == 0
     assert "12 records  word error rate" in capsys.readouterr().out
-    rows = [json.loads(x) for x in manifest.with_suffix(".predictions.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(x) for x in manifest.with_suffix(".predictions.jsonl").read_text().splitlines()
+    ]
     assert len(rows) == 12 and rows[1]["reference"] == "a man"
     assert rows[0]["source"].endswith("manifest.jsonl:1")
 
@@ -154,7 +172,9 @@ def test_importing_is_quick_and_light() -> None:
     )
     runs = []
     for _ in range(3):
-        out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        out = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
         seconds, _, modules = out.stdout.strip().partition(" ")
         assert modules == "[]"
         runs.append(float(seconds))
@@ -167,7 +187,10 @@ def test_the_package_needs_no_torch() -> None:
     for path in [*root.glob("qa_jax/**/*.py"), *root.glob("tools/**/*.py")]:
         for line in path.read_text().splitlines():
             words = line.split()
-            assert not (words[:1] in (["import"], ["from"]) and words[1].startswith(("torch", "transformers"))), path
+            assert not (
+                words[:1] in (["import"], ["from"])
+                and words[1].startswith(("torch", "transformers"))
+            ), path
 
 
 def test_long_audio_of_a_module(sounds: Path, tiny_checkpoint: Path) -> None:
@@ -179,4 +202,3 @@ def test_long_audio_of_a_module(sounds: Path, tiny_checkpoint: Path) -> None:
     )
     assert done.returncode == 0
     assert "warning: " in done.stderr and "only the first 30 s of 31.0 s are heard" in done.stderr
-

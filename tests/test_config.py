@@ -73,7 +73,10 @@ def test_collapsed_file() -> None:
 
 def test_new_spelling() -> None:
     raw = {**RELEASED, "audio_token_id": 151646}
-    text = {**RELEASED["text_config"], "rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}
+    text = {
+        **RELEASED["text_config"],
+        "rope_parameters": {"rope_theta": 5e5, "rope_type": "default"},
+    }
     del text["rope_theta"], raw["audio_token_index"]
     assert from_hf({**raw, "text_config": text}).text.rope_theta == 5e5
 

@@ -106,7 +106,9 @@ def _read_array(path: Path) -> np.ndarray:
     try:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise InputError(path, f"not readable as an array ({error})", "save it by numpy.save") from None
+        raise InputError(
+            path, f"not readable as an array ({error})", "save it by numpy.save"
+        ) from None
 
 
 def _mono(samples: np.ndarray, name: str) -> np.ndarray:
@@ -141,7 +143,7 @@ def _resample(samples: np.ndarray, rate: Any, name: str) -> np.ndarray:
         return samples
     import librosa
 
-    return librosa.resample(samples, orig_sr=rate, target_sr=SAMPLE_RATE)
+    return librosa.resample(samples, orig_sr=float(rate), target_sr=SAMPLE_RATE)
 
 
 def _check(samples: np.ndarray, name: str, long_audio: str) -> np.ndarray:

@@ -8,7 +8,6 @@ of seed and epoch alone: an iterator's whole state is the number of the next bat
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +32,8 @@ TOKEN_MULTIPLE = 16
 class TrainBatch(NamedTuple):
     """One optimizer step's data: `accumulate` micro-batches of B rows and A clips.
 
+    Arrays of numpy as they are read, of JAX once they are placed.
+
     Attributes:
         tokens: (accumulate, B, T) int32.
         valid: (accumulate, B, T) bool, False at padding (on the right).
@@ -42,11 +43,11 @@ class TrainBatch(NamedTuple):
         frames: (accumulate, A) int32 valid log-mel frames, or None.
     """
 
-    tokens: np.ndarray
-    valid: np.ndarray
-    weights: np.ndarray
-    signal: np.ndarray | None
-    frames: np.ndarray | None
+    tokens: Any
+    valid: Any
+    weights: Any
+    signal: Any
+    frames: Any
 
 
 class Example(NamedTuple):
@@ -159,7 +160,7 @@ class TrainData:
         micro = [members[i * rows : (i + 1) * rows] for i in range(self.accumulate)]
         return _stack([self._micro_batch(bucket, m) for m in micro])
 
-    def _micro_batch(self, bucket: int, members: Sequence[int]) -> TrainBatch:
+    def _micro_batch(self, bucket: int, members: np.ndarray) -> TrainBatch:
         rows, width = self.config.buckets[bucket], self._width[bucket]
         tokens = np.full((rows, width), self.processor.pad_id, np.int32)
         valid = np.zeros((rows, width), bool)
@@ -228,14 +229,15 @@ class _Steps:
 
 def _stack(micro: list[TrainBatch]) -> TrainBatch:
     """Micro-batches as one; those with fewer clips are filled up."""
-    if micro[0].signal is None:
-        return TrainBatch(*(np.stack(x) for x in list(zip(*micro, strict=True))[:3]), None, None)
-    clips = max(len(m.frames) for m in micro)
-    filled = [
-        m._replace(signal=_fill(m.signal, clips), frames=_fill(m.frames, clips)) for m in micro
-    ]
-    return TrainBatch(*(np.stack(x) for x in zip(*filled, strict=True)))
+    clips = max(0 if m.frames is None else len(m.frames) for m in micro)
+    return TrainBatch(
+        tokens=np.stack([m.tokens for m in micro]),
+        valid=np.stack([m.valid for m in micro]),
+        weights=np.stack([m.weights for m in micro]),
+        signal=np.stack([_fill(m.signal, clips) for m in micro]) if clips else None,
+        frames=np.stack([_fill(m.frames, clips) for m in micro]) if clips else None,
+    )
 
 
-def _fill(x: np.ndarray, length: int) -> np.ndarray:
+def _fill(x: Any, length: int) -> np.ndarray:
     return np.pad(x, [(0, length - len(x))] + [(0, 0)] * (x.ndim - 1))

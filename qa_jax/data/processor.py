@@ -136,7 +136,9 @@ class Processor:
             expanded += [i] * next(counts) if i == self.audio_token_id else [i]
         return expanded
 
-    def expand_answers(self, prompt: Prompt, samples: Sequence[int]) -> tuple[list[int], list[bool]]:
+    def expand_answers(
+        self, prompt: Prompt, samples: Sequence[int]
+    ) -> tuple[list[int], list[bool]]:
         """Ids of a conversation and, for each, whether the assistant wrote it.
 
         Spans are tokenized apart: each begins or ends with a special token or a newline, where the

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -55,7 +55,7 @@ class _Espeak:
         self._callback = _CALLBACK(self._collect)  # kept: ctypes would free it
         self.library.espeak_SetSynthCallback(self._callback)
 
-    def _collect(self, samples, count, _events) -> int:  # type: ignore[no-untyped-def]
+    def _collect(self, samples: Any, count: int, _events: Any) -> int:
         if samples and count > 0:
             self._pieces.append(np.ctypeslib.as_array(samples, (count,)).copy())
         return 0

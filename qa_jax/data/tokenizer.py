@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from qa_jax.config import read_json
 from qa_jax.errors import InputError
@@ -50,7 +50,9 @@ class ByteLevelBPE:
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
         path = self.directory / "tokenizer.json"
-        self._tokenizer = _read_tokenizer_json(path) if path.is_file() else _from_vocab(self.directory)
+        self._tokenizer = (
+            _read_tokenizer_json(path) if path.is_file() else _from_vocab(self.directory)
+        )
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
 
@@ -81,7 +83,9 @@ class SentencePiece:
         try:
             self._model = SentencePieceProcessor(model_file=str(self.directory / self.FILE))
         except (OSError, RuntimeError) as error:
-            raise InputError(self.directory / self.FILE, f"not a SentencePiece model ({error})") from None
+            raise InputError(
+                self.directory / self.FILE, f"not a SentencePiece model ({error})"
+            ) from None
         self._special = {self._model.piece_to_id(t) for t in SPECIAL_TOKENS}
 
     def encode(self, text: str) -> list[int]:
@@ -100,10 +104,19 @@ class SentencePiece:
         return self._model.get_piece_size()
 
     @classmethod
-    def train(cls, lines: Iterable[str], directory: str | Path, vocab_size: int) -> SentencePiece:
-        """Trains a model on lines of text and saves it; newline and the special tokens get ids of
-        their own, characters never seen fall back to bytes. Pieces are merged pairs, because those
-        end as whole words where a vocabulary is small."""
+    def train(
+        cls,
+        lines: Iterable[str],
+        directory: str | Path,
+        vocab_size: int,
+        phrases: Sequence[str] = (),
+    ) -> SentencePiece:
+        """Trains a model on lines of text and saves it.
+
+        Newline, the special tokens and `phrases` get ids of their own, characters never seen fall
+        back to bytes. Pieces are merged pairs, because those end as whole words where a vocabulary
+        is small.
+        """
         from sentencepiece import SentencePieceTrainer
 
         directory = Path(directory)
@@ -114,7 +127,7 @@ class SentencePiece:
                 model_prefix=str(directory / cls.FILE.removesuffix(".model")),
                 vocab_size=vocab_size,
                 model_type="bpe",
-                user_defined_symbols=[*SPECIAL_TOKENS, "\n"],
+                user_defined_symbols=[*SPECIAL_TOKENS, "\n", *phrases],
                 byte_fallback=True,
                 character_coverage=1.0,
                 # Text comes back exactly as it went in: nothing is folded, trimmed or prefixed.
@@ -128,7 +141,9 @@ class SentencePiece:
             )
         except RuntimeError as error:
             cause = str(error).split("] ")[-1] or str(error)
-            raise InputError(directory, f"training failed: {cause}", "give more text, or ask for fewer pieces") from None
+            raise InputError(
+                directory, f"training failed: {cause}", "give more text, or ask for fewer pieces"
+            ) from None
         (directory / "sentencepiece.vocab").unlink(missing_ok=True)
         return cls(directory)
 
@@ -151,7 +166,7 @@ def _required(found: int | None, token: str, directory: Path) -> int:
     return found
 
 
-def _read_tokenizer_json(path: Path):  # type: ignore[no-untyped-def]
+def _read_tokenizer_json(path: Path) -> Any:
     import tokenizers
 
     try:
@@ -160,7 +175,7 @@ def _read_tokenizer_json(path: Path):  # type: ignore[no-untyped-def]
         raise InputError(path, f"not a tokenizer ({error})", "download it again") from None
 
 
-def _from_vocab(directory: Path):  # type: ignore[no-untyped-def]
+def _from_vocab(directory: Path) -> Any:
     """Qwen2's tokenizer from vocab.json, merges.txt and whichever file lists its added tokens."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
     from tokenizers import pre_tokenizers as pre

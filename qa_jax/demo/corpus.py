@@ -2,7 +2,7 @@
 
 Voices are split, and so are texts: no sentence and no question of dev or test is in training, and
 no sum that they ask is asked in training, in any wording. (Two plus five is another sum than five
-plus two; of these, one may be asked in training.)
+plus two: of these two, one may be asked in training.)
 """
 
 from __future__ import annotations
@@ -23,16 +23,34 @@ from qa_jax.data.synthetic import SOUNDS, Voice, make_sound, speak
 
 SPLITS = ("train", "dev", "test")
 WOMEN = {
-    "train": ["f1", "f2", "f4", "f5", "Alicia", "Andrea", "anika", "linda", "steph"],
-    "dev": ["grandma", "shelby"],
-    "test": ["f3", "aunty", "belinda", "Annie"],
+    "train": ["f1", "f2", "f5", "Alicia", "Andrea", "aunty", "belinda", "grandma", "shelby"],
+    "dev": ["f3", "Annie"],
+    "test": ["f4", "anika", "linda", "steph"],
 }
 MEN = {
     "train": (
-        "m1 m2 m4 m6 m8 Alex Andy Gene Hugo Jacky Lee Mario Mike adam benjamin boris john".split()
+        [
+            "m1",
+            "m2",
+            "m4",
+            "m6",
+            "m8",
+            "Alex",
+            "Andy",
+            "Gene",
+            "Hugo",
+            "Jacky",
+            "Lee",
+            "Mario",
+            "Mike",
+            "adam",
+            "benjamin",
+            "boris",
+            "john",
+        ]
     ),
-    "dev": ["m5", "Denis"],
-    "test": ["m3", "m7", "Michael", "edward"],
+    "dev": ["m3", "Michael"],
+    "test": ["miguel", "paul", "robert", "victor"],
 }
 MAX_SECONDS = 2.95
 
@@ -41,24 +59,51 @@ WHO = "Is the speaker a man or a woman?"
 WHAT = "What kind of sound is this?"
 MUSIC = "Is there music?"
 
-NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
-HELD_OUT_SUMS = {"dev": [(5, 6), (1, 3)], "test": [(2, 5), (4, 1), (6, 3), (3, 4), (2, 6)]}
-_ROOMS = "kitchen bedroom garage garden office".split()
-_THINGS = "light fan radio heater lamp".split()
-_MUSIC = "jazz rock piano folk".split()
-_NAMES = "anna peter maria david".split()
-_COLOURS = "red blue green black white".split()
-_ANIMALS = "cat dog bird horse rabbit".split()
-_DOES = "sleeps runs waits sits".split()
-_WHERE = "under behind near on".split()
-_PLACES = "table chair tree house river".split()
+NUMBERS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+]
+HELD_OUT_SUMS = {
+    "dev": [(6, 3), (4, 1), (2, 6)],
+    "test": [(5, 2), (1, 6), (4, 3), (2, 3), (6, 5)],
+}
+_ROOMS = ["kitchen", "bedroom", "garage", "garden", "office"]
+_THINGS = ["light", "fan", "radio", "heater", "lamp"]
+_MUSIC = ["jazz", "rock", "piano", "folk"]
+_NAMES = ["anna", "peter", "maria", "david"]
+_COLOURS = ["red", "blue", "green", "black", "white"]
+_ANIMALS = ["cat", "dog", "bird", "horse", "rabbit"]
+_DOES = ["sleeps", "runs", "waits", "sits"]
+_WHERE = ["under", "behind", "near", "on"]
+_PLACES = ["table", "chair", "tree", "house", "river"]
 
 OPPOSITES = dict(
     pair.split("-")
-    for pair in (
-        "hot-cold big-small old-new fast-slow hard-soft day-night left-right open-closed "
-        "happy-sad early-late wet-dry full-empty"
-    ).split()
+    for pair in [
+        "hot-cold",
+        "big-small",
+        "old-new",
+        "fast-slow",
+        "hard-soft",
+        "day-night",
+        "left-right",
+        "open-closed",
+        "happy-sad",
+        "early-late",
+        "wet-dry",
+        "full-empty",
+    ]
 )
 FACTS = {
     "color is the sky": "the sky is blue",
@@ -80,7 +125,9 @@ def commands() -> Iterator[str]:
         yield f"play some {kind} in the {room}"
     for name, room in itertools.product(_NAMES, _ROOMS):
         yield f"call {name} from the {room}"
-    for verb, thing, number in itertools.product(("set", "stop"), ("timer", "alarm"), NUMBERS[1:13]):
+    for verb, thing, number in itertools.product(
+        ("set", "stop"), ("timer", "alarm"), NUMBERS[1:13]
+    ):
         yield f"{verb} the {thing} for {number} minutes"
     for colour, animal, does, where, place in itertools.product(
         _COLOURS, _ANIMALS, _DOES, _WHERE, _PLACES
@@ -96,7 +143,11 @@ def questions() -> Iterator[tuple[str, str, str]]:
             yield f"{a}+{b}", words.format(NUMBERS[a], NUMBERS[b]), answer
     for word, opposite in [*OPPOSITES.items(), *((b, a) for a, b in OPPOSITES.items())]:
         answer = f"the opposite of {word} is {opposite}"
-        for words in ("what is the opposite of {}", "tell me the opposite of {}", "the opposite of {} please"):
+        for words in (
+            "what is the opposite of {}",
+            "tell me the opposite of {}",
+            "the opposite of {} please",
+        ):
             yield f"opposite {word} {words}", words.format(word), answer
     for fact, answer in FACTS.items():
         for words in ("what {}", "tell me what {}", "please tell me what {}"):
@@ -108,7 +159,7 @@ def split_of(text: str, dev: float = 0.05, test: float = 0.15) -> str:
     if "+" in text:
         pair = tuple(map(int, text.split("+")))
         return next((s for s, pairs in HELD_OUT_SUMS.items() if pair in pairs), "train")
-    draw = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") / 2**32
+    draw = int.from_bytes(hashlib.sha256(f"split {text}".encode()).digest()[:4], "big") / 2**32
     return "test" if draw < test else "dev" if draw < test + dev else "train"
 
 
@@ -134,8 +185,8 @@ class Clip(NamedTuple):
 
 SIZES = {
     # sentences, fragments, spoken questions, sounds; share of sentences that are also asked about
-    "train": (3500, 5000, 3500, 1200, 0.6),
-    "dev": (80, 0, 80, 60, 1.0),
+    "train": (3000, 8000, 3500, 800, 0.3),
+    "dev": (200, 0, 200, 120, 1.0),
     "test": (250, 0, 250, 150, 1.0),
 }
 
@@ -144,7 +195,9 @@ def plan(split: str, seed: int, scale: float = 1.0) -> list[Clip]:
     """The clips of a split. `scale` shrinks it, for tests."""
     rng = np.random.default_rng([seed, SPLITS.index(split)])
     sentences, fragments, asked, sounds, share = SIZES[split]
-    sentences, fragments, asked, sounds = (int(n * scale) for n in (sentences, fragments, asked, sounds))
+    sentences, fragments, asked, sounds = (
+        int(n * scale) for n in (sentences, fragments, asked, sounds)
+    )
     pool = [s for s in commands() if split_of(s) == split]
     simple = [s for s in pool if not s.startswith("the ")]
     words = sorted({w for s in (*commands(), *(q for _, q, _ in questions())) for w in s.split()})
@@ -157,12 +210,14 @@ def plan(split: str, seed: int, scale: float = 1.0) -> list[Clip]:
     def voice() -> tuple[Voice, str]:
         woman = bool(rng.integers(2))
         name = str(rng.choice((WOMEN if woman else MEN)[split]))
-        how = Voice(f"en-us+{name}", int(rng.integers(160, 196)), int(rng.integers(42, 59)))
+        how = Voice(f"en-us+{name}", int(rng.integers(175, 216)), int(rng.integers(42, 59)))
         return how, "a woman" if woman else "a man"
 
     clips: list[Clip] = []
 
-    def add(text: str | None, kind: str, records: list[tuple[str, str | None, str]], how: Voice | None) -> None:
+    def add(
+        text: str | None, kind: str, records: list[tuple[str, str | None, str]], how: Voice | None
+    ) -> None:
         path = f"{split}/{len(clips):05}.wav"
         clips.append(Clip(path, text, how, kind, int(rng.integers(2**31)), records))
 
@@ -200,11 +255,17 @@ def make(directory: str | Path, seed: int, processes: int = 2, scale: float = 1.
         # Processes are spawned: JAX's threads do not survive a fork.
         with multiprocessing.get_context("spawn").Pool(processes) as pool:
             seconds = sum(pool.imap_unordered(_write_clips, jobs))
-        rows = [(task, _row(clip, question, answer)) for clip in clips for task, question, answer in clip.records]
+        rows = [
+            (task, _row(clip, question, answer))
+            for clip in clips
+            for task, question, answer in clip.records
+        ]
         _write_manifest(directory / f"{split}.jsonl", (row for _, row in rows))
         if split != "train":
             for task in ("transcribe", "chat", "analyse"):
-                _write_manifest(directory / f"{split}_{task}.jsonl", (r for t, r in rows if t == task))
+                _write_manifest(
+                    directory / f"{split}_{task}.jsonl", (r for t, r in rows if t == task)
+                )
         yield f"{split}: {len(clips):,} clips, {seconds / 3600:.2f} hours, {len(rows):,} records"
     lines = [
         line

@@ -32,7 +32,9 @@ def converse(qa: LoadedModel, settings: dict[str, Any], sampling_rate: int | Non
         if command == ":reset":
             messages, clips = [], []
         elif command == ":audio":
-            clips += _read(rest, sampling_rate, qa.processor.long_audio if qa.processor else "error")
+            clips += _read(
+                rest, sampling_rate, qa.processor.long_audio if qa.processor else "error"
+            )
         elif line or clips:
             content = [{"type": "audio", "audio": clip} for clip in clips]
             content += [{"type": "text", "text": line}] if line else []

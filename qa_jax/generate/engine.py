@@ -28,7 +28,7 @@ class DecodeState(NamedTuple):
         valid: bool (B, S), cache slots that hold a real token.
         position: (B,) position of the newest token.
         tokens: (B, N) the answers so far, padded by -1.
-        count: how many tokens each answer has had a chance to grow by.
+        length: how many tokens each answer has had a chance to grow by.
         done: bool (B,), rows that have stopped.
         seen: bool (B, V), for the repetition penalty, or None.
         keys: (B,) random keys.
@@ -38,7 +38,7 @@ class DecodeState(NamedTuple):
     valid: jax.Array
     position: jax.Array
     tokens: jax.Array
-    count: jax.Array
+    length: jax.Array
     done: jax.Array
     seen: jax.Array | None
     keys: jax.Array
@@ -57,7 +57,9 @@ class Engine:
         self._bound = bind(Qwen2Audio(config))
         self._logits = jax.jit(self._logits_of)
         self._prefill = jax.jit(self._prefill_of, static_argnames=("slots", "how"))
-        self._decode = jax.jit(self._decode_until, static_argnames=("prompt", "how"), donate_argnums=1)
+        self._decode = jax.jit(
+            self._decode_until, static_argnames=("prompt", "how"), donate_argnums=1
+        )
 
     def logits(self, batch: dict[str, Any]) -> np.ndarray:
         """(B, T, V) logits of every position, float32 (float64 for a float64 model).
@@ -73,7 +75,7 @@ class Engine:
         state = self._decode(self.params, state, how.max_new_tokens, prompt=prompt, how=how)
         return _trim(np.asarray(state.tokens), how)[: len(batch["input_ids"])]
 
-    def stream(self, batch: dict[str, Any], how: Sampling) -> Iterator[list[int]]:
+    def stream(self, batch: dict[str, Any], how: Sampling) -> Iterator[list[list[int]]]:
         """Answers of every row token by token: after each, the tokens that are new in each row.
 
         The same compiled step as `generate`, asked for one token at a time.
@@ -124,7 +126,7 @@ class Engine:
             valid=jnp.pad(inputs.valid, ((0, 0), (0, slots))),
             position=jnp.sum(inputs.valid, axis=1) - 1,
             tokens=jnp.full((b, slots), -1, jnp.int32),
-            count=jnp.zeros((), jnp.int32),
+            length=jnp.zeros((), jnp.int32),
             done=~jnp.any(inputs.valid, axis=1),
             seen=seen,
             keys=keys,
@@ -138,10 +140,10 @@ class Engine:
         model = self._bound(params)
 
         def going_on(state: DecodeState) -> jax.Array:
-            return (state.count < until) & ~jnp.all(state.done)
+            return (state.length < until) & ~jnp.all(state.done)
 
         def one_token(state: DecodeState) -> DecodeState:
-            newest = state.count - 1
+            newest = state.length - 1
             slot = prompt + newest
             tokens = jnp.maximum(state.tokens[:, newest], 0)[:, None]
             valid = state.valid.at[:, slot].set(True)
@@ -160,16 +162,16 @@ def _audio(inputs: ModelInputs) -> Audio | None:
 
 def _append(state: DecodeState, logits: jax.Array, how: Sampling) -> DecodeState:
     """Chooses every row's next token; rows that are done get none."""
-    keys = jax.vmap(functools.partial(jax.random.fold_in, data=state.count))(state.keys)
-    token = choose(logits, state.seen, state.count, keys, how)
+    keys = jax.vmap(functools.partial(jax.random.fold_in, data=state.length))(state.keys)
+    token = choose(logits, state.seen, state.length, keys, how)
     written = jnp.where(state.done, -1, token)
     seen = state.seen
     if seen is not None:
         seen = seen.at[jnp.arange(token.shape[0]), token].max(~state.done)
     done = state.done | jnp.isin(token, jnp.array(how.stop_ids, jnp.int32))
     return state._replace(
-        tokens=state.tokens.at[:, state.count].set(written),
-        count=state.count + 1,
+        tokens=state.tokens.at[:, state.length].set(written),
+        length=state.length + 1,
         done=done,
         seen=seen,
     )

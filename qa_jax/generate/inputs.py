@@ -32,10 +32,10 @@ KEYS = {
 class ModelInputs(NamedTuple):
     """What the model takes: tokens and valid (B, T), signal as in `Audio`, frames (A,)."""
 
-    tokens: np.ndarray
-    valid: np.ndarray
-    signal: np.ndarray | None
-    frames: np.ndarray | None
+    tokens: Any
+    valid: Any
+    signal: Any
+    frames: Any
 
 
 def prepare(
@@ -62,7 +62,9 @@ def prepare(
     tokens = np.asarray(batch["input_ids"]).astype(np.int32)
     valid = np.asarray(batch.get("attention_mask", np.ones_like(tokens))).astype(bool)
     if tokens.ndim != 2 or valid.shape != tokens.shape:
-        raise InputError("batch", f"input_ids {tokens.shape}, attention_mask {valid.shape}", "both (B, T)")
+        raise InputError(
+            "batch", f"input_ids {tokens.shape}, attention_mask {valid.shape}", "both (B, T)"
+        )
     signal, frames = _sound(batch, config)
     expected = int((tokens == config.audio_token_id).sum())
     given = 0 if frames is None else int(token_count(frames).sum())

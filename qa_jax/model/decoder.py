@@ -29,7 +29,7 @@ class KVCache(NamedTuple):
 
 
 class DecoderAttention(Module):
-    """Grouped-query attention with rotary positions; q, k and v have biases, the output has none."""
+    """Grouped-query attention with rotary positions; only q, k and v have biases."""
 
     def __init__(self, config: TextConfig) -> None:
         d, h = {"embed": config.hidden_size}, {"head_dim": config.head_dim}
@@ -75,7 +75,7 @@ class DecoderLayer(Module):
         x: jax.Array,
         positions: jax.Array,
         mask: jax.Array,
-        memory: tuple[KVCache, jax.Array, jax.Array] | None = None,
+        memory: tuple[KVCache, Any, jax.Array] | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         """One layer; `memory` is the whole cache, the first slot to fill and this layer's index."""
         with jax.named_scope("self_attn"):
@@ -108,7 +108,7 @@ class TextDecoder(Module):
         tied = config.tie_word_embeddings
         self.lm_head = None if tied else declare((d, vocab), ("embed", "vocab"), normal)
 
-    def embed(self, tokens: jax.Array, dtype: str) -> jax.Array:
+    def embed(self, tokens: jax.Array, dtype: Any) -> jax.Array:
         """(B, T) ids -> (B, T, D)."""
         return self.embed_tokens[...].astype(dtype)[tokens]
 
@@ -141,7 +141,9 @@ class TextDecoder(Module):
                 x, _ = scan(self.layers, layer, x, **self.loop)
             else:
 
-                def cached(module, carry, index):  # type: ignore[no-untyped-def]
+                def cached(
+                    module: DecoderLayer, carry: tuple[jax.Array, KVCache], index: jax.Array
+                ) -> tuple[tuple[jax.Array, KVCache | None], None]:
                     x, cache = carry
                     return module(x, positions, mask, (cache, slot, index)), None
 

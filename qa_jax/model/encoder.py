@@ -14,7 +14,6 @@ from qa_jax.model.layers import Conv, LayerNorm, Linear, sinusoids
 from qa_jax.model.module import Module, declare, scan, stack
 from qa_jax.parallel import constrain
 
-
 gelu = functools.partial(jax.nn.gelu, approximate=False)
 """Whisper's GELU is the exact one; JAX's default is the tanh approximation."""
 

@@ -80,7 +80,9 @@ def _power_spectrum(waveform: jax.Array) -> jax.Array:
     left, mirrored = windows[..., 1:_HALF], windows[..., :_HALF:-1]
     even = jnp.concatenate([left + mirrored, windows[..., _HALF : _HALF + 1]], axis=-1)
     power = jnp.zeros((), jnp.float32)
-    for (coarse_part, rest), (basis, fine_basis) in zip((even, left - mirrored), _basis()):
+    for (coarse_part, rest), (basis, fine_basis) in zip(
+        (even, left - mirrored), _basis(), strict=True
+    ):
         both = jnp.concatenate([coarse_part, rest], axis=-1)
         component = _product(coarse_part, basis) + _product(both, fine_basis)
         power = power + component * component

@@ -41,9 +41,7 @@ def declare(shape: tuple[int, ...], axes: tuple[str, ...], init: Initializer) ->
     """Declares a parameter of a module; its value is a shape until `bind` puts an array there."""
     if len(shape) != len(axes):
         raise ValueError(f"shape {shape} and axes {axes} differ in rank")
-    return nnx.Param(
-        jax.ShapeDtypeStruct(shape, jnp.float32), axes=axes, init=init, stacked=False
-    )
+    return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), axes=axes, init=init, stacked=False)
 
 
 def stack(layer: Module, n: int) -> Module:
@@ -65,7 +63,7 @@ REMAT_POLICIES = {
 
 def scan(
     layers: Module,
-    body: Callable[[Module, Any, Any], tuple[Any, Any]],
+    body: Callable[[Any, Any, Any], tuple[Any, Any]],
     carry: Any,
     xs: Any = None,
     *,
@@ -144,4 +142,6 @@ def initialize(module: Module, key: jax.Array, dtype: Any = jnp.float32) -> Para
 
 def count_parameters(module: Module) -> int:
     """How many numbers the module's parameters hold."""
-    return sum(jax.ShapeDtypeStruct(d.shape, jnp.float32).size for d in declarations(module).values())
+    return sum(
+        jax.ShapeDtypeStruct(d.shape, jnp.float32).size for d in declarations(module).values()
+    )

@@ -1,8 +1,8 @@
 """Qwen2-Audio: where sound meets text.
 
-    waveform -> LogMel -> AudioEncoder -> projector --+
-                                                      v
-    token ids -> embeddings -------------- audio placed at <|AUDIO|> -> TextDecoder -> logits
+waveform -> LogMel -> AudioEncoder -> projector --+
+                                                  v
+token ids -> embeddings -------------- audio placed at <|AUDIO|> -> TextDecoder -> logits
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ class _Loop:
         self.report.close()
         if stop:
             raise Stopped(
-                f"stopped at step {int(self.state.step)}, saved; the same command goes on from there"
+                f"stopped at step {int(self.state.step)} and saved; the same command goes on"
             )
         return logged or _last_logged(self.config.output)
 

@@ -30,16 +30,16 @@ def trainable(params: Params, freeze: tuple[str, ...]) -> Params:
         try:
             hits = any(re.match(pattern, name) for name in names.values())
         except re.error as error:
-            raise InputError("optimizer.freeze", f"{pattern!r} is no regular expression ({error})") from None
+            raise InputError(
+                "optimizer.freeze", f"{pattern!r} is no regular expression ({error})"
+            ) from None
         if not hits:
             raise InputError(
                 "optimizer.freeze",
                 f"{pattern!r} matches no parameter",
                 nearest(pattern, names.values()),
             )
-    return nest(
-        {path: not any(re.match(p, name) for p in freeze) for path, name in names.items()}
-    )
+    return nest({path: not any(re.match(p, name) for p in freeze) for path, name in names.items()})
 
 
 def make_optimizer(

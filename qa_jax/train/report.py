@@ -85,7 +85,9 @@ class Report:
 def sparkline(values: list[float], width: int = 24) -> str:
     """The course of a number as a row of bars, its latest value last."""
     step = max(1, -(-len(values) // width))
-    means = [sum(values[i : i + step]) / len(values[i : i + step]) for i in range(0, len(values), step)]
+    means = [
+        sum(values[i : i + step]) / len(values[i : i + step]) for i in range(0, len(values), step)
+    ]
     low, high = min(means), max(means)
     scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
     return "".join(_BARS[round((m - low) * scale)] for m in means)

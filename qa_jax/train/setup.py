@@ -18,7 +18,7 @@ from qa_jax.config import ModelConfig, RunConfig
 from qa_jax.data import Processor, TrainData, load_tokenizer
 from qa_jax.data.tokenizer import AUDIO, END_OF_TEXT, IM_END, Tokenizer
 from qa_jax.errors import InputError
-from qa_jax.model import Params, Qwen2Audio, flatten, initialize, nest
+from qa_jax.model import Params, Qwen2Audio, flatten, initialize
 from qa_jax.parallel import batch_shards, make_mesh
 from qa_jax.train.optimizer import make_optimizer, schedule, trainable
 from qa_jax.train.step import TrainState
@@ -121,9 +121,7 @@ def _check_resumable(config: RunConfig, model_config: ModelConfig) -> None:
 def initial_params(run: Run) -> Params:
     """Parameters to start from, float32 and placed on the mesh: fresh or the checkpoint's."""
     config, train = run.model_config, run.config.train
-    places = jax.tree.map(
-        lambda x: x.sharding, checkpoint.abstract_params(config, run.mesh)
-    )
+    places = jax.tree.map(lambda x: x.sharding, checkpoint.abstract_params(config, run.mesh))
     if not train.init:
 
         def fresh(key: jax.Array) -> Params:

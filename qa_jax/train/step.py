@@ -17,7 +17,7 @@ from qa_jax.train.objectives import Sums, next_token_loss
 class TrainState(NamedTuple):
     """Everything that a step changes."""
 
-    step: jax.Array
+    step: Any
     params: Params
     optimizer: Any
 

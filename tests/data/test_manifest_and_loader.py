@@ -1,4 +1,4 @@
-"""Records in, batches out: all of them, once an epoch, in an order that depends on the seed alone."""
+"""Records in, batches out: each once an epoch, in an order that depends on the seed alone."""
 
 from __future__ import annotations
 

@@ -25,7 +25,10 @@ def test_voice_chat_and_analysis_differ_by_text_alone() -> None:
     voice = render([{"role": "user", "content": [part()]}], add_generation_prompt=True)
     asked = {"type": "text", "text": "What is it?"}
     analysis = render([{"role": "user", "content": [part(), asked]}], add_generation_prompt=True)
-    head, tail = f"{SYSTEM}<|im_start|>user\nAudio 1: {CLIP}\n", "<|im_end|>\n<|im_start|>assistant\n"
+    head, tail = (
+        f"{SYSTEM}<|im_start|>user\nAudio 1: {CLIP}\n",
+        "<|im_end|>\n<|im_start|>assistant\n",
+    )
     assert voice.text == head + tail
     assert analysis.text == head + "What is it?" + tail
 

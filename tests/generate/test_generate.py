@@ -145,9 +145,7 @@ def test_without_generation_config_turns_end(qa: qa_jax.LoadedModel) -> None:
         (dict(max_new_tokens=5000), "positions, the model has 1024"),
     ],
 )
-def test_bad_settings_are_refused(
-    qa: qa_jax.LoadedModel, settings: dict, message: str
-) -> None:
+def test_bad_settings_are_refused(qa: qa_jax.LoadedModel, settings: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         qa.generate(batch_of(qa, [2]), **settings)
 

@@ -17,9 +17,7 @@ from qa_jax.model.layers import rotate
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("tied", [False, True])
 def test_cache_equals_whole_rows(tiny: ModelConfig, kv_heads: int, tied: bool) -> None:
-    config = dataclasses.replace(
-        tiny.text, num_key_value_heads=kv_heads, tie_word_embeddings=tied
-    )
+    config = dataclasses.replace(tiny.text, num_key_value_heads=kv_heads, tie_word_embeddings=tied)
     model = TextDecoder(config)
     decoder = bind(model)(initialize(model, jax.random.key(1)))
     b, t, prompt = 2, 9, 5

@@ -41,7 +41,9 @@ def test_placing_is_the_obvious_loop(groups: int) -> None:
 def test_padding_on_either_side_changes_nothing(tiny: ModelConfig) -> None:
     model = Qwen2Audio(tiny)
     params = initialize(model, jax.random.key(0))
-    audio = Audio(jnp.asarray(np.random.default_rng(0).standard_normal((1, 12, 80))), jnp.array([8]))
+    audio = Audio(
+        jnp.asarray(np.random.default_rng(0).standard_normal((1, 12, 80))), jnp.array([8])
+    )
     row = np.array([9, 6, 6, 11, 12])
 
     def last(tokens: np.ndarray, valid: np.ndarray) -> jax.Array:
@@ -101,9 +103,7 @@ def test_full_size_training_step_traces() -> None:
 
 def test_full_size_generation_traces() -> None:
     config = preset("qwen2_audio_7b")
-    params = jax.eval_shape(
-        lambda: initialize(Qwen2Audio(config), jax.random.key(0), jnp.bfloat16)
-    )
+    params = jax.eval_shape(lambda: initialize(Qwen2Audio(config), jax.random.key(0), jnp.bfloat16))
     engine = Engine(config, params)
     inputs = ModelInputs(
         tokens=jax.ShapeDtypeStruct((1, 832), jnp.int32),

@@ -102,9 +102,11 @@ def in_memory(name: str) -> str:
 
 
 def labels_of(batch: dict) -> np.ndarray:
-    """The last tokens of each row are to be learned."""
-    labels = np.where(batch["attention_mask"] == 1, batch["input_ids"], -100)
+    """All text is to be learned but each row's first token, which only padding comes before."""
+    mask = batch["attention_mask"]
+    labels = np.where(mask == 1, batch["input_ids"], -100)
     labels[batch["input_ids"] == 80] = -100
+    labels[np.arange(len(mask)), mask.argmax(axis=1)] = -100
     return labels
 
 
@@ -198,7 +200,9 @@ def test_the_whole_path_from_sound(tmp_path: Path) -> None:
     qa = qa_jax.load(save(model, tmp_path / "hf"))
     wave = sound(2.0)
     extractor = WhisperFeatureExtractor(feature_size=128)
-    features = extractor(wave, sampling_rate=16_000, return_attention_mask=True, return_tensors="np")
+    features = extractor(
+        wave, sampling_rate=16_000, return_attention_mask=True, return_tensors="np"
+    )
     ids = np.array([[1, 2, *[80] * 50, 3, 4]])
     mask = np.ones_like(ids)
     batch = {

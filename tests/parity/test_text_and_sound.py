@@ -63,7 +63,9 @@ def processors(request: pytest.FixtureRequest, bpe_dir: Path) -> tuple[Processor
     if request.param == "real":
         folder = request.getfixturevalue("assets") / "tokenizer"
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(folder / "tokenizer.json"), pad_token="<|endoftext|>", padding_side="left"
+        tokenizer_file=str(folder / "tokenizer.json"),
+        pad_token="<|endoftext|>",
+        padding_side="left",
     )
     theirs = Qwen2AudioProcessor(WhisperFeatureExtractor(feature_size=128), tokenizer)
     return Processor(ByteLevelBPE(folder)), theirs
@@ -109,14 +111,19 @@ def test_chats(processors: tuple, name: str) -> None:
     mine, theirs = processors
     messages = messages_of(name)
     plain = [
-        {**m, "content": [{"type": "audio", "audio": "x"} if "audio" in p else p for p in m["content"]]
-         if isinstance(m["content"], list) else m["content"]}
+        {**m, "content": [{**p, "audio": "x"} if "audio" in p else p for p in m["content"]]}
+        if isinstance(m["content"], list)
+        else m
         for m in messages
-    ]  # fmt: skip
+    ]
     text = theirs.apply_chat_template(plain, add_generation_prompt=True, tokenize=False)
     assert render(messages, add_generation_prompt=True).text == text
     clips = [
-        p["audio"] for m in messages if isinstance(m["content"], list) for p in m["content"] if "audio" in p
+        p["audio"]
+        for m in messages
+        if isinstance(m["content"], list)
+        for p in m["content"]
+        if "audio" in p
     ]
     expected = theirs(
         text=text, audio=clips or None, sampling_rate=16_000, return_tensors="np", padding=True
@@ -135,7 +142,9 @@ def test_base_prompts_in_a_batch(processors: tuple) -> None:
     ]
     clips = [clip(0.5, 0), clip(3.21, 1), clip(0.021, 2), clip(1, 3)]
     batch = mine(texts, clips, sampling_rate=16_000)
-    expected = theirs(text=texts, audio=clips, sampling_rate=16_000, return_tensors="np", padding=True)
+    expected = theirs(
+        text=texts, audio=clips, sampling_rate=16_000, return_tensors="np", padding=True
+    )
     for key in ("input_ids", "attention_mask"):
         np.testing.assert_array_equal(batch[key], expected[key])
 

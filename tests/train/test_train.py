@@ -20,8 +20,7 @@ from qa_jax import checkpoint
 from qa_jax.config import ModelConfig, RunConfig, parse, to_dict
 from qa_jax.errors import InputError
 from qa_jax.model import Qwen2Audio, bind, flatten, initialize
-from qa_jax.train import train
-from qa_jax.train import objectives
+from qa_jax.train import objectives, train
 from qa_jax.train.metrics import read_metrics
 from qa_jax.train.optimizer import trainable
 from qa_jax.train.setup import initial_state, prepare
@@ -86,9 +85,8 @@ def test_resuming_changes_no_bit(settings: dict, tmp_path: Path, stop: int) -> N
     train(config(straight))
     full = config(settings)
     # The schedule looks at train.steps, so the first part is stopped rather than made shorter.
-    with _stopping_after(stop):
-        with pytest.raises(Exception, match="stopped at step"):
-            train(full)
+    with _stopping_after(stop), pytest.raises(Exception, match="stopped at step"):
+        train(full)
     assert checkpoint.Checkpoints(full.train.output).latest() == stop
     train(full)
     assert losses(full.train.output) == losses(tmp_path / "straight")
@@ -132,7 +130,14 @@ def test_killed_without_warning_it_goes_on(settings: dict, tmp_path: Path) -> No
     train(config(straight))
     written = yaml.safe_dump({**settings, "preset": "demo"})
     (tmp_path / "config.yaml").write_text(written)
-    command = [sys.executable, "-m", "qa_jax.cli", "train", "--config", str(tmp_path / "config.yaml")]
+    command = [
+        sys.executable,
+        "-m",
+        "qa_jax.cli",
+        "train",
+        "--config",
+        str(tmp_path / "config.yaml"),
+    ]
     environment = {**__import__("os").environ, "XLA_FLAGS": ""}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     metrics = Path(settings["train"]["output"]) / "metrics.jsonl"
@@ -249,7 +254,9 @@ def test_meshes_agree_with_one_device(settings: dict, mesh: tuple[int, int, int]
         results.append((curve, jax.tree.map(np.asarray, state.params)))
     (curve, params), (other_curve, other_params) = results
     np.testing.assert_allclose(other_curve, curve, rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), params, other_params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), params, other_params
+    )
 
 
 @pytest.mark.eight_devices
@@ -271,7 +278,9 @@ def test_no_recompilation_between_steps(settings: dict) -> None:
         state = initial_state(run)
         for i in range(3 * run.data.steps_per_epoch):
             state, _ = step(state, run.data.batch(i))
-    shapes = {tuple(np.shape(x) for x in run.data.batch(i)) for i in range(run.data.steps_per_epoch)}
+    shapes = {
+        tuple(np.shape(x) for x in run.data.batch(i)) for i in range(run.data.steps_per_epoch)
+    }
     assert step._cache_size() == len(shapes)
 
 

@@ -86,7 +86,7 @@ def _shards(
 
 
 class _beside:
-    """A directory next to `dest` that takes its name when the block ends well, and goes otherwise."""
+    """A directory beside `dest` that takes its name when the block ends well."""
 
     def __init__(self, dest: str | Path) -> None:
         self.dest = Path(dest).absolute()
