@@ -21,6 +21,7 @@ from qa_jax.data.tokenizer import END_OF_TEXT, IM_END
 from qa_jax.errors import InputError
 from qa_jax.generate import Engine, Sampling, from_generation_config
 from qa_jax.model import Params
+from qa_jax.parallel import batch_shards
 
 
 class LoadedModel:
@@ -44,7 +45,7 @@ class LoadedModel:
     ) -> None:
         self.config, self.params, self.processor = config, params, processor
         self.defaults, self.mesh = defaults, mesh
-        self._engine = Engine(config, params)
+        self._engine = Engine(config, params, batch_shards(mesh))
 
     def logits(self, batch: dict[str, Any]) -> np.ndarray:
         """Scores of the next token at every position.

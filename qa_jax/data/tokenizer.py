@@ -92,8 +92,9 @@ class SentencePiece:
         return self._model.encode(text)
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        kept = [int(i) for i in ids if not (skip_special and i in self._special)]
-        return self._model.decode(kept)
+        # A model's vocabulary is rounded up: ids past the last piece stand for nothing.
+        known = [int(i) for i in ids if i < self.vocab_size]
+        return self._model.decode([i for i in known if not (skip_special and i in self._special)])
 
     def id_of(self, token: str) -> int:
         found = self._model.piece_to_id(token)

@@ -50,10 +50,11 @@ class Engine:
     Args:
         config: the model's.
         params: its parameters, placed where they shall stay.
+        shards: devices that rows are cut over.
     """
 
-    def __init__(self, config: ModelConfig, params: Params) -> None:
-        self.config, self.params = config, params
+    def __init__(self, config: ModelConfig, params: Params, shards: int = 1) -> None:
+        self.config, self.params, self.shards = config, params, shards
         self._bound = bind(Qwen2Audio(config))
         self._logits = jax.jit(self._logits_of)
         self._prefill = jax.jit(self._prefill_of, static_argnames=("slots", "how"))
@@ -66,8 +67,8 @@ class Engine:
 
         Takes the processor's batches or transformers' own keys.
         """
-        inputs = prepare(batch, self.config, token_multiple=1)
-        return np.asarray(self._logits(self.params, inputs))
+        inputs = prepare(batch, self.config, token_multiple=1, shards=self.shards)
+        return np.asarray(self._logits(self.params, inputs))[: len(batch["input_ids"])]
 
     def generate(self, batch: dict[str, Any], how: Sampling) -> list[list[int]]:
         """The new tokens of every row, up to and with the stop id that ended it."""
@@ -91,7 +92,7 @@ class Engine:
             yield [[int(t)] if t >= 0 else [] for t in column[:rows]]
 
     def _start(self, batch: dict[str, Any], how: Sampling) -> tuple[DecodeState, int, int]:
-        inputs = prepare(batch, self.config)
+        inputs = prepare(batch, self.config, shards=self.shards)
         prompt = inputs.tokens.shape[1]
         slots = -(-how.max_new_tokens // SLOT_MULTIPLE) * SLOT_MULTIPLE
         longest = int(inputs.valid.sum(axis=1).max()) + how.max_new_tokens

@@ -39,7 +39,10 @@ class ModelInputs(NamedTuple):
 
 
 def prepare(
-    batch: dict[str, Any], config: ModelConfig, token_multiple: int = TOKEN_MULTIPLE
+    batch: dict[str, Any],
+    config: ModelConfig,
+    token_multiple: int = TOKEN_MULTIPLE,
+    shards: int = 1,
 ) -> ModelInputs:
     """Checks a batch and pads it to its bucket, tokens on the left.
 
@@ -48,6 +51,8 @@ def prepare(
             `input_features` (A, M, 3000) and `feature_attention_mask` (A, 3000). Torch tensors on
             the CPU will do.
         token_multiple: rows are padded to a multiple of this.
+        shards: devices that rows are cut over; empty rows and clips fill the batch up to a
+            multiple of it.
 
     Raises:
         InputError: unknown keys, or clips and placeholders that do not fit each other.
@@ -74,8 +79,11 @@ def prepare(
             f"audio features and audio tokens do not match: tokens: {expected}, features: {given}",
             "let the processor expand each placeholder",
         )
-    pad = -tokens.shape[1] % token_multiple
-    widths = ((0, 0), (pad, 0))
+    widths = ((0, -tokens.shape[0] % shards), (-tokens.shape[1] % token_multiple, 0))
+    if signal is not None and frames is not None:
+        more = (0, -len(frames) % shards)
+        signal = np.pad(signal, (more, *[(0, 0)] * (signal.ndim - 1)))
+        frames = np.pad(frames, (more,))
     return ModelInputs(np.pad(tokens, widths), np.pad(valid, widths), signal, frames)
 
 

@@ -75,6 +75,7 @@ def test_sentencepiece_gives_text_back(tokenizer_dir: Path) -> None:
         assert tokenizer.decode(tokenizer.encode(text)) == text
     for token in SPECIAL_TOKENS:
         assert tokenizer.encode(token) == [tokenizer.id_of(token)]
+    assert tokenizer.decode([*tokenizer.encode("a man"), tokenizer.vocab_size + 3]) == "a man"
     said = tokenizer.encode("a man<|im_end|>")
     assert tokenizer.decode(said) == "a man"
     assert tokenizer.decode(said, skip_special=False) == "a man<|im_end|>"
