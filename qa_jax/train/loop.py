@@ -24,7 +24,7 @@ from qa_jax.train.metrics import MetricsWriter, read_metrics
 from qa_jax.train.objectives import next_token_loss
 from qa_jax.train.report import Report
 from qa_jax.train.setup import Run, abstract_state, initial_state, prepare
-from qa_jax.train.step import Metrics, TrainState, make_step
+from qa_jax.train.step import Metrics, TrainState, jit_step, make_step
 
 
 class Stopped(Exception):
@@ -54,7 +54,7 @@ class _Loop:
         self.writer = MetricsWriter(self.config.output, int(self.state.step))
         self.report = Report(console, run, int(self.state.step))
         step = make_step(run.model, run.optimizer, run.trained, run.learning_rate, groups)
-        self.step = jax.jit(step, donate_argnums=0)
+        self.step = jit_step(step, self.state)
         bound = bind(run.model)
         self.eval_step = jax.jit(lambda p, b: next_token_loss(bound(p), b, groups))
 

@@ -25,6 +25,16 @@ class TrainState(NamedTuple):
 Metrics = dict[str, jax.Array]
 
 
+def jit_step(step: Callable[..., Any], state: TrainState) -> Callable[..., Any]:
+    """The compiled step: the state is donated and comes back where it was.
+
+    Left to itself the compiler may name the same places otherwise, and the second step would be
+    compiled once more.
+    """
+    places = jax.tree.map(lambda x: x.sharding, state)
+    return jax.jit(step, donate_argnums=0, out_shardings=(places, None))
+
+
 def make_step(
     model: Qwen2Audio,
     optimizer: optax.GradientTransformation,

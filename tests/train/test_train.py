@@ -24,7 +24,7 @@ from qa_jax.train import objectives, train
 from qa_jax.train.metrics import read_metrics
 from qa_jax.train.optimizer import trainable
 from qa_jax.train.setup import initial_state, prepare
-from qa_jax.train.step import make_step
+from qa_jax.train.step import jit_step, make_step
 
 
 @pytest.fixture
@@ -274,8 +274,8 @@ def test_parameters_are_really_sharded(settings: dict) -> None:
 def test_no_recompilation_between_steps(settings: dict) -> None:
     run = prepare(config(settings))
     with jax.set_mesh(run.mesh):
-        step = jax.jit(make_step(run.model, run.optimizer, run.trained, run.learning_rate))
         state = initial_state(run)
+        step = jit_step(make_step(run.model, run.optimizer, run.trained, run.learning_rate), state)
         for i in range(3 * run.data.steps_per_epoch):
             state, _ = step(state, run.data.batch(i))
     shapes = {
