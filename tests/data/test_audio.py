@@ -103,4 +103,7 @@ def test_real_recordings_of_every_format(assets) -> None:  # type: ignore[no-unt
         path = assets / "audio" / row["audio"]
         wave = load_audio(path, long_audio="truncate")
         assert abs(wave.size / 16_000 - min(row["seconds"], 30)) < 0.01, row["audio"]
-        assert wave.size == clip_samples(path, long_audio="truncate"), row["audio"]
+        # MP3 headers count whole frames of the codec; all other headers are exact.
+        slack = 2400 if path.suffix == ".mp3" else 0
+        told = clip_samples(path, long_audio="truncate")
+        assert abs(wave.size - told) <= slack, row["audio"]
