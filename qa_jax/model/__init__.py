@@ -4,6 +4,7 @@ from qa_jax.model.decoder import KVCache, TextDecoder
 from qa_jax.model.encoder import AudioEncoder
 from qa_jax.model.frontend import LogMel
 from qa_jax.model.module import (
+    Declaration,
     Params,
     bind,
     count_parameters,
@@ -17,6 +18,7 @@ from qa_jax.model.qwen2_audio import Audio, Qwen2Audio
 __all__ = [
     "Audio",
     "AudioEncoder",
+    "Declaration",
     "KVCache",
     "LogMel",
     "Params",

@@ -20,6 +20,8 @@ def in_float64():  # type: ignore[no-untyped-def]
     with jax.enable_x64(True):
         model = AudioEncoder(CONFIG)
         params = initialize(model, jax.random.key(0), jnp.float64)
+        # Fresh layers hardly attend; these do, so that what they must not see would show.
+        params["layers"] = jax.tree.map(lambda p: 10 * p, params["layers"])
         log_mel = np.random.default_rng(0).standard_normal((3, 3000, 80))
         encode = jax.jit(lambda mel, frames: bind(model)(params)(mel, frames))
         yield encode, log_mel

@@ -13,10 +13,16 @@ from qa_jax.config import MAX_FRAMES
 from qa_jax.data import load_audio
 from qa_jax.errors import InputError
 from qa_jax.model import LogMel
-from qa_jax.model.frontend import mel_filters
+from qa_jax.model.frontend import (
+    from_power,
+    mel_filters,
+    power_by_products,
+    power_by_transform,
+)
 from tests.conftest import sound
 
 FULL = 480_000
+POWERS = {"transform": power_by_transform, "products": power_by_products}
 
 
 def exact(wave: np.ndarray, bins: int) -> np.ndarray:
@@ -30,10 +36,12 @@ def exact(wave: np.ndarray, bins: int) -> np.ndarray:
     return (np.maximum(log_mel, log_mel.max() - 8) + 4) / 4
 
 
-def ours(wave: np.ndarray, bins: int, samples: int = FULL) -> np.ndarray:
+def ours(wave: np.ndarray, bins: int, samples: int = FULL, power: str = "") -> np.ndarray:
+    """By one of the two ways, or by that of this platform."""
     x = np.zeros((1, samples), np.float32)
     x[0, : wave.size] = wave
-    return np.asarray(jax.jit(LogMel(bins))(x))[0]
+    front = (lambda x: from_power(POWERS[power](x), bins)) if power else LogMel(bins)
+    return np.asarray(jax.jit(front)(x))[0]
 
 
 def signals() -> dict[str, np.ndarray]:
@@ -58,22 +66,31 @@ def test_filterbank_is_librosas(bins: int) -> None:
     np.testing.assert_allclose(mel_filters(bins), theirs, rtol=0, atol=5e-9)
 
 
-@pytest.mark.parametrize("bins", [80, 128])
+@pytest.mark.parametrize("power", POWERS)
 @pytest.mark.parametrize("name", signals())
-def test_log_mel_is_its_formula(name: str, bins: int) -> None:
+def test_log_mel_is_its_formula(name: str, power: str) -> None:
     wave = signals()[name]
-    assert np.abs(ours(wave, bins) - exact(wave, bins)).max() < 1e-5
+    for bins in (80, 128):
+        assert np.abs(ours(wave, bins, power=power) - exact(wave, bins)).max() < 1e-5
 
 
+@pytest.mark.parametrize("power", POWERS)
 @pytest.mark.parametrize("name", [n for n in signals() if "30 s" not in n])
-def test_bucket_and_full_window_agree(name: str) -> None:
+def test_bucket_and_full_window_agree(name: str, power: str) -> None:
     wave = signals()[name]
     frames = -(-wave.size // 160)
-    whole = ours(wave, 128)
+    whole = ours(wave, 128, power=power)
     for bucket in (frames, frames + 1, frames + 4):
         if bucket >= 2:
-            short = ours(wave, 128, bucket * 160)
+            short = ours(wave, 128, bucket * 160, power=power)
             assert np.abs(short - whole[:bucket]).max() < 1e-6
+
+
+def test_each_platform_has_its_way() -> None:
+    traced = jax.jit(LogMel(80)).trace(np.zeros((2, 3200), np.float32))
+    here, tpu = (traced.lower(lowering_platforms=(p,)).as_text() for p in ("cpu", "tpu"))
+    assert "f64" in here and "fft" in here
+    assert "f64" not in tpu and "fft" not in tpu and "dot_general" in tpu
 
 
 def test_rows_do_not_touch() -> None:

@@ -79,7 +79,7 @@ def test_full_size_training_step_traces() -> None:
     model = Qwen2Audio(config)
     params = jax.eval_shape(lambda: initialize(model, jax.random.key(0)))
     settings = OptimizerConfig(accumulate=2)
-    optimizer = make_optimizer(settings, 2, params)
+    optimizer = make_optimizer(settings, 2, model)
     state = TrainState(
         jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer.init, params)
     )
