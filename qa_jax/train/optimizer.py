@@ -1,4 +1,4 @@
-"""AdamW with warmup, cosine decay, clipping, and parameters that are left alone."""
+"""AdamW or Muon with warmup, cosine decay, clipping, and parameters that are left alone."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import re
 from typing import Any
 
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
 
 from qa_jax.config import OptimizerConfig, nearest
 from qa_jax.errors import InputError
-from qa_jax.model import Params, flatten, nest
+from qa_jax.model import Declaration, Params, Qwen2Audio, declarations, flatten, nest
+
+_UPDATE_RMS = 0.2
+"""Root mean square of Muon's updates at a learning rate of 1: about AdamW's, so that both take the
+same rates (Liu et al. 2025, "Muon is scalable for LLM training")."""
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -43,35 +48,58 @@ def trainable(params: Params, freeze: tuple[str, ...]) -> Params:
 
 
 def make_optimizer(
-    config: OptimizerConfig, steps: int, params: Any
+    config: OptimizerConfig, steps: int, model: Qwen2Audio
 ) -> optax.GradientTransformation:
-    """The optimizer of these parameters (or of their shapes).
+    """The optimizer of a model's parameters.
 
-    Frozen parameters get no state and no update, and their gradients do not count in the norm.
+    Frozen parameters get no state and no update; their gradients are taken to be zero.
     """
-    decayed = nest({path: path[-1] not in ("bias", "scale") for path in flatten(params)})
-    moves = optax.chain(
-        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
-        optax.adamw(
-            schedule(config, steps),
+    declared = declarations(model)
+    moved = flatten(trainable(nest(declared), config.freeze))
+    sides = {path: _sides(path, d) for path, d in declared.items()}
+
+    def group(path: tuple[str, ...]) -> str:
+        if not moved[path]:
+            return "freeze"
+        return "muon" if config.name == "muon" and sides[path] else "adamw"
+
+    decayed = nest({path: path[-1] not in ("bias", "scale") for path in declared})
+    rate = schedule(config, steps)
+    groups = {
+        "adamw": optax.adamw(
+            rate,
             b1=config.b1,
             b2=config.b2,
             eps=config.eps,
             weight_decay=config.weight_decay,
             mask=lambda tree: _like(decayed, tree),
         ),
+        "muon": muon(
+            rate,
+            weight_decay=config.weight_decay,
+            consistent_rms=_UPDATE_RMS,
+            muon_weight_dimension_numbers=lambda tree: _like(nest(sides), tree),
+        ),
+        "freeze": optax.set_to_zero(),
+    }
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+        optax.partition(groups, nest({path: group(path) for path in declared})),
     )
-    labels = nest(
-        {
-            path: "train" if moved else "freeze"
-            for path, moved in flatten(trainable(params, config.freeze)).items()
-        }
-    )
-    return optax.partition({"train": moves, "freeze": optax.set_to_zero()}, labels)
+
+
+def _sides(path: tuple[str, ...], d: Declaration) -> MuonDimensionNumbers | None:
+    """The two sides of a weight matrix, the model's width and all else; None for what is no matrix
+    between activations: biases, norms, and the tables of tokens and positions."""
+    if path[-1] != "kernel":
+        return None
+    embed = d.axes.index("embed")
+    rest = tuple(i for i, axis in enumerate(d.axes) if axis != "layers" and i != embed)
+    return MuonDimensionNumbers(embed, rest)
 
 
 def _like(mask: Params, tree: Any) -> Any:
-    """The mask with the holes that optax.partition leaves for frozen parameters."""
+    """The mask with the holes that optax.partition leaves for other groups' parameters."""
     holes = flatten(tree)
     return nest(
         {

@@ -18,7 +18,7 @@ from qa_jax.config import ModelConfig, RunConfig
 from qa_jax.data import Processor, TrainData, load_tokenizer
 from qa_jax.data.tokenizer import AUDIO, END_OF_TEXT, IM_END, Tokenizer
 from qa_jax.errors import InputError
-from qa_jax.model import Params, Qwen2Audio, flatten, initialize
+from qa_jax.model import Params, Qwen2Audio, declarations, flatten, initialize, nest
 from qa_jax.parallel import batch_shards, make_mesh
 from qa_jax.train.optimizer import make_optimizer, schedule, trainable
 from qa_jax.train.step import TrainState
@@ -74,18 +74,18 @@ def prepare(config: RunConfig, devices: Sequence[jax.Device] | None = None) -> R
     if config.data.eval:
         held_out = dataclasses.replace(config.data, train=config.data.eval)
         eval_data = TrainData(held_out, processor, groups=groups)
-    abstract = checkpoint.abstract_params(model_config, mesh)
+    model = Qwen2Audio(model_config)
     return Run(
         config=config,
         model_config=model_config,
-        model=Qwen2Audio(model_config),
+        model=model,
         processor=processor,
         data=data,
         eval_data=eval_data,
         mesh=mesh,
-        optimizer=make_optimizer(config.optimizer, config.train.steps, abstract),
+        optimizer=make_optimizer(config.optimizer, config.train.steps, model),
         learning_rate=schedule(config.optimizer, config.train.steps),
-        trained=trainable(abstract, config.optimizer.freeze),
+        trained=trainable(nest(declarations(model)), config.optimizer.freeze),
         text_source=source,
     )
 
@@ -157,8 +157,8 @@ def optimizer_places(run: Run, params: Any) -> Any:
 
     def place(path: Any, _: Any) -> NamedSharding:
         names = [str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey)]
-        # optax.partition puts its label first; what remains is the parameter's own path.
-        name = re.sub(r"^(train|freeze)/", "", "/".join(names))
+        # optax.partition puts its labels first; what remains is the parameter's own path.
+        name = re.sub(r"^((adamw|adam|muon|freeze)/)+", "", "/".join(names))
         return places.get(name, everywhere)
 
     return jax.tree_util.tree_map_with_path(place, jax.eval_shape(run.optimizer.init, params))

@@ -58,21 +58,19 @@ def make_step(
         sums = next_token_loss(bound(params), batch, groups)
         return sums.loss, sums
 
-    def step(state: TrainState, batch: TrainBatch) -> tuple[TrainState, Metrics]:
-        def micro(total: Any, batch: TrainBatch) -> tuple[Any, None]:
-            grads, sums = jax.grad(loss, has_aux=True)(state.params, batch)
-            return jax.tree.map(jnp.add, total, (grads, sums)), None
+    gradients = jax.grad(loss, has_aux=True)
 
+    def step(state: TrainState, batch: TrainBatch) -> tuple[TrainState, Metrics]:
+        def add(total: Any, micro_batch: TrainBatch) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, gradients(state.params, micro_batch)), None
+
+        first = jax.tree.map(lambda x: x[0], batch)
         if batch.tokens.shape[0] == 1:
-            one = jax.tree.map(lambda x: x[0], batch)
-            grads, sums = jax.grad(loss, has_aux=True)(state.params, one)
+            grads, sums = gradients(state.params, first)
         else:
-            first = jax.tree.map(lambda x: x[0], batch)
-            shapes = jax.eval_shape(
-                lambda p, b: jax.grad(loss, has_aux=True)(p, b), state.params, first
-            )
+            shapes = jax.eval_shape(gradients, state.params, first)
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-            (grads, sums), _ = jax.lax.scan(micro, zeros, batch)
+            (grads, sums), _ = jax.lax.scan(add, zeros, batch)
         # A batch in which nothing is to be learnt moves nothing, rather than dividing by zero.
         weight = jnp.maximum(sums.weight, jnp.finfo(sums.weight.dtype).tiny)
         grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)

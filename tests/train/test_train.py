@@ -176,6 +176,37 @@ def test_frozen_parameters_do_not_move(settings: dict) -> None:
         trainable({"a": {"b": 1}}, ("encoder",))
 
 
+def test_muon_turns_every_matrix_evenly(settings: dict) -> None:
+    """All singular values of a matrix's update are near one, scaled to AdamW's size; tables, norms
+    and biases are left to AdamW."""
+    updates = {}
+    for name in ("adamw", "muon"):
+        run = prepare(config(settings, f"--optimizer.name={name}", "--optimizer.weight_decay=0"))
+        before = initial_state(run)
+        step = make_step(run.model, run.optimizer, run.trained, lambda _: 0.0)
+        # The first step's rate is 0, the second's half the peak.
+        after = jax.jit(step)(jax.jit(step)(before, run.data.batch(0))[0], run.data.batch(1))[0]
+        moved = jax.tree.map(lambda a, b: np.asarray(a - b), after.params, before.params)
+        updates[name] = flatten(moved)
+    rate = run.config.optimizer.peak_lr / 2
+    for path, axes in (
+        (("decoder", "layers", "self_attn", "q_proj", "kernel"), "embed first"),
+        (("decoder", "layers", "self_attn", "o_proj", "kernel"), "embed last"),
+        (("encoder", "layers", "fc1", "kernel"), "embed first"),
+    ):
+        for update in updates["muon"][path]:  # one for each layer
+            width = update.shape[0] if axes == "embed first" else update.shape[-1]
+            matrix = update.reshape((width, -1) if axes == "embed first" else (-1, width))
+            even = 0.2 * rate * np.sqrt(max(matrix.shape))
+            singular = np.linalg.svd(matrix, compute_uv=False)
+            assert np.median(singular) == pytest.approx(even, rel=0.3), path
+            assert singular.max() < 1.4 * even, path
+    for path in (("decoder", "embed_tokens"), ("encoder", "layer_norm", "bias")):
+        np.testing.assert_allclose(
+            updates["muon"][path], updates["adamw"][path], rtol=1e-4, atol=1e-7
+        )
+
+
 @pytest.mark.parametrize("chunk", [1, 64, 500])
 def test_chunked_loss_is_the_plain_one(
     tiny: ModelConfig, monkeypatch: pytest.MonkeyPatch, chunk: int
@@ -236,8 +267,12 @@ def test_another_model_does_not_resume(settings: dict) -> None:
 
 @pytest.mark.eight_devices
 @pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 4, 2)])
-def test_meshes_agree_with_one_device(settings: dict, mesh: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_meshes_agree_with_one_device(
+    settings: dict, mesh: tuple[int, int, int], name: str
+) -> None:
     """Three steps' losses and parameters on eight devices are those of one."""
+    settings["optimizer"]["name"] = name
     settings["data"]["buckets"] = {0: 8, 104: 8, 204: 8}
     results = []
     for sizes, devices in (((1, 1, 1), jax.devices()[:1]), (mesh, jax.devices())):
