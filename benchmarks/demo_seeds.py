@@ -26,14 +26,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=Path("runs/demo_seeds"))
-    parser.add_argument("--config", type=Path, default=Path("configs/demo.yaml"))
+    parser.add_argument("--configs", type=Path, default=Path("configs"))
     arguments = parser.parse_args()
     rows = []
     for seed in arguments.seeds:
         directory = arguments.output / str(seed)
         if not (directory / "results.json").is_file():
             started = time.perf_counter()
-            run(directory, arguments.config, seed)
+            run(directory, arguments.configs, seed)
             print(f"seed {seed}: {time.perf_counter() - started:.0f} s")
         rows.append(read_json(directory / "results.json"))
     mean = {task: sum(r[task] for r in rows) / len(rows) for task in TASKS}

@@ -23,6 +23,9 @@ from qa_jax.generate import Engine, Sampling, from_generation_config
 from qa_jax.model import Params
 from qa_jax.parallel import batch_shards
 
+_SMALL = 2**28
+"""Parameters under which a processor runs the layers one by one: faster, for a copy of them."""
+
 
 class LoadedModel:
     """A model ready to answer; made by `qa_jax.load`.
@@ -176,8 +179,15 @@ def load(
             "holds neither config.yaml (a qa_jax checkpoint) nor config.json (Hugging Face's)",
             "name a checkpoint's directory",
         )
-    stored: Any = str(params["decoder"]["embed_tokens"].dtype)
-    config = dataclasses.replace(config, dtype=dtype or stored, remat="none")
+    table = params["decoder"]["embed_tokens"]
+    stored: Any = str(table.dtype)
+    small = sum(x.size for x in jax.tree.leaves(params)) < _SMALL
+    config = dataclasses.replace(
+        config,
+        dtype=dtype or stored,
+        remat="none",
+        unroll=small and next(iter(table.devices())).platform == "cpu",
+    )
     tokenizer = load_tokenizer(directory)
     processor = None if tokenizer is None else Processor(tokenizer, long_audio)
     return LoadedModel(config, params, processor, _defaults(directory, config, tokenizer), mesh)

@@ -89,7 +89,9 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="train a small model on made-up sound and talk to it")
     demo.add_argument("--output", default="runs/demo")
-    demo.add_argument("--config", default="configs/demo.yaml")
+    demo.add_argument(
+        "--configs", default="configs", help="directory of demo_pretrain.yaml, demo.yaml"
+    )
     demo.add_argument("--seed", type=int, default=0)
     demo.set_defaults(run=_demo)
     return parser
@@ -228,7 +230,7 @@ def _convert(arguments: argparse.Namespace, _: list[str]) -> None:
 def _demo(arguments: argparse.Namespace, _: list[str]) -> None:
     from qa_jax.demo.run import run
 
-    run(Path(arguments.output), Path(arguments.config), arguments.seed)
+    run(Path(arguments.output), Path(arguments.configs), arguments.seed)
 
 
 def _one_line_warnings() -> None:

@@ -1,14 +1,10 @@
-"""What the demo's model hears: sentences, spoken questions and sounds, split three ways.
+"""What the demo's model hears: speech of many voices and other sounds, split three ways.
 
-Voices are split, and so are texts: no sentence and no question of dev or test is in training, and
-no sum that they ask is asked in training, in any wording. (Two plus five is another sum than five
-plus two: of these two, one may be asked in training.)
+Voices are split, and so is what they say: see `qa_jax.demo.texts`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import json
 import multiprocessing
 from collections.abc import Iterable, Iterator
@@ -20,147 +16,27 @@ import numpy as np
 from qa_jax.config import SAMPLE_RATE
 from qa_jax.data.chat import render
 from qa_jax.data.synthetic import SOUNDS, Voice, make_sound, speak
+from qa_jax.demo.texts import SPLITS, commands, questions, split_of, spoken_questions
 
-SPLITS = ("train", "dev", "test")
 WOMEN = {
-    "train": ["f1", "f2", "f5", "Alicia", "Andrea", "aunty", "belinda", "grandma", "shelby"],
+    "train": "f1 f2 f5 Alicia Andrea aunty belinda grandma shelby".split(),
     "dev": ["f3", "Annie"],
     "test": ["f4", "anika", "linda", "steph"],
 }
+_TRAINING_MEN = (
+    "m1 m2 m4 m6 m8 Alex Andy Gene Hugo Jacky Lee Mario Mike adam benjamin boris john".split()
+)
 MEN = {
-    "train": (
-        [
-            "m1",
-            "m2",
-            "m4",
-            "m6",
-            "m8",
-            "Alex",
-            "Andy",
-            "Gene",
-            "Hugo",
-            "Jacky",
-            "Lee",
-            "Mario",
-            "Mike",
-            "adam",
-            "benjamin",
-            "boris",
-            "john",
-        ]
-    ),
+    "train": _TRAINING_MEN,
     "dev": ["m3", "Michael"],
     "test": ["miguel", "paul", "robert", "victor"],
 }
-MAX_SECONDS = 2.95
+MAX_SECONDS = 2.25
 
 TRANSCRIBE = "Transcribe."
 WHO = "Is the speaker a man or a woman?"
 WHAT = "What kind of sound is this?"
 MUSIC = "Is there music?"
-
-NUMBERS = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-]
-HELD_OUT_SUMS = {
-    "dev": [(6, 3), (4, 1), (2, 6)],
-    "test": [(5, 2), (1, 6), (4, 3), (2, 3), (6, 5)],
-}
-_ROOMS = ["kitchen", "bedroom", "garage", "garden", "office"]
-_THINGS = ["light", "fan", "radio", "heater", "lamp"]
-_MUSIC = ["jazz", "rock", "piano", "folk"]
-_NAMES = ["anna", "peter", "maria", "david"]
-_COLOURS = ["red", "blue", "green", "black", "white"]
-_ANIMALS = ["cat", "dog", "bird", "horse", "rabbit"]
-_DOES = ["sleeps", "runs", "waits", "sits"]
-_WHERE = ["under", "behind", "near", "on"]
-_PLACES = ["table", "chair", "tree", "house", "river"]
-
-OPPOSITES = dict(
-    pair.split("-")
-    for pair in [
-        "hot-cold",
-        "big-small",
-        "old-new",
-        "fast-slow",
-        "hard-soft",
-        "day-night",
-        "left-right",
-        "open-closed",
-        "happy-sad",
-        "early-late",
-        "wet-dry",
-        "full-empty",
-    ]
-)
-FACTS = {
-    "color is the sky": "the sky is blue",
-    "color is grass": "grass is green",
-    "color is snow": "snow is white",
-    "color is coal": "coal is black",
-    "day comes after monday": "tuesday comes after monday",
-    "day comes after friday": "saturday comes after friday",
-    "animal says meow": "the cat says meow",
-    "animal says woof": "the dog says woof",
-}
-
-
-def commands() -> Iterator[str]:
-    """Sentences to transcribe."""
-    for state, thing, room in itertools.product(("on", "off"), _THINGS, _ROOMS):
-        yield f"turn {state} the {thing} in the {room}"
-    for kind, room in itertools.product(_MUSIC, _ROOMS):
-        yield f"play some {kind} in the {room}"
-    for name, room in itertools.product(_NAMES, _ROOMS):
-        yield f"call {name} from the {room}"
-    for verb, thing, number in itertools.product(
-        ("set", "stop"), ("timer", "alarm"), NUMBERS[1:13]
-    ):
-        yield f"{verb} the {thing} for {number} minutes"
-    for colour, animal, does, where, place in itertools.product(
-        _COLOURS, _ANIMALS, _DOES, _WHERE, _PLACES
-    ):
-        yield f"the {colour} {animal} {does} {where} the {place}"
-
-
-def questions() -> Iterator[tuple[str, str, str]]:
-    """Spoken questions: (what is asked, however it is worded; the words; the answer)."""
-    for a, b in itertools.product(range(1, 7), repeat=2):
-        answer = f"{NUMBERS[a]} plus {NUMBERS[b]} is {NUMBERS[a + b]}"
-        for words in ("what is {} plus {}", "how much is {} plus {}", "tell me {} plus {}"):
-            yield f"{a}+{b}", words.format(NUMBERS[a], NUMBERS[b]), answer
-    for word, opposite in [*OPPOSITES.items(), *((b, a) for a, b in OPPOSITES.items())]:
-        answer = f"the opposite of {word} is {opposite}"
-        for words in (
-            "what is the opposite of {}",
-            "tell me the opposite of {}",
-            "the opposite of {} please",
-        ):
-            yield f"opposite {word} {words}", words.format(word), answer
-    for fact, answer in FACTS.items():
-        for words in ("what {}", "tell me what {}", "please tell me what {}"):
-            yield f"{fact} {words}", words.format(fact), answer
-
-
-def split_of(text: str, dev: float = 0.05, test: float = 0.15) -> str:
-    """The split of a sentence, or of a sum like "2+5": always the same one."""
-    if "+" in text:
-        pair = tuple(map(int, text.split("+")))
-        return next((s for s, pairs in HELD_OUT_SUMS.items() if pair in pairs), "train")
-    draw = int.from_bytes(hashlib.sha256(f"split {text}".encode()).digest()[:4], "big") / 2**32
-    return "test" if draw < test else "dev" if draw < test + dev else "train"
 
 
 class Clip(NamedTuple):
@@ -183,29 +59,50 @@ class Clip(NamedTuple):
     records: list[tuple[str, str | None, str]]
 
 
+class Sizes(NamedTuple):
+    """How much of each a split holds.
+
+    Attributes:
+        sentences: clips to transcribe, from the grammar of `commands`.
+        fragments: clips to transcribe, one to three words in any order.
+        questions: spoken questions.
+        sounds: clips without speech.
+        asked_about: share of sentences about which there is a written question, too.
+        written: questions without sound, in writing.
+    """
+
+    sentences: int
+    fragments: int
+    questions: int
+    sounds: int
+    asked_about: float
+    written: int
+
+
 SIZES = {
-    # sentences, fragments, spoken questions, sounds; share of sentences that are also asked about
-    "train": (3000, 8000, 3500, 800, 0.3),
-    "dev": (200, 0, 200, 120, 1.0),
-    "test": (250, 0, 250, 150, 1.0),
+    "train": Sizes(1500, 5000, 7000, 600, 0.5, 5000),
+    "dev": Sizes(200, 0, 300, 120, 1.0, 0),
+    "test": Sizes(250, 0, 400, 150, 1.0, 0),
 }
+
+
+def written_questions(seed: int, scale: float = 1.0) -> list[tuple[str, str]]:
+    """Training questions in writing: they teach the decoder to answer, a sixth of a clip each."""
+    rng = np.random.default_rng([seed, len(SPLITS)])
+    kinds = spoken_questions("train")
+    picked = [kinds[i % 2] for i in range(int(SIZES["train"].written * scale))]
+    return [some[rng.integers(len(some))] for some in picked]
 
 
 def plan(split: str, seed: int, scale: float = 1.0) -> list[Clip]:
     """The clips of a split. `scale` shrinks it, for tests."""
     rng = np.random.default_rng([seed, SPLITS.index(split)])
-    sentences, fragments, asked, sounds, share = SIZES[split]
-    sentences, fragments, asked, sounds = (
-        int(n * scale) for n in (sentences, fragments, asked, sounds)
-    )
+    size = SIZES[split]
+    sentences, fragments, asked, sounds = (int(n * scale) for n in size[:4])
     pool = [s for s in commands() if split_of(s) == split]
     simple = [s for s in pool if not s.startswith("the ")]
     words = sorted({w for s in (*commands(), *(q for _, q, _ in questions())) for w in s.split()})
-    # Of a sum, the numbers decide the split; of other questions, the wording does too, so that
-    # test asks of known things in unheard words.
-    spoken = [(w, a) for key, w, a in questions() if split_of(key) == split]
-    sums = [q for q in spoken if " plus " in q[0]]
-    others = [q for q in spoken if " plus " not in q[0]]
+    sums, others = spoken_questions(split)
 
     def voice() -> tuple[Voice, str]:
         woman = bool(rng.integers(2))
@@ -225,13 +122,14 @@ def plan(split: str, seed: int, scale: float = 1.0) -> list[Clip]:
         text = str(rng.choice(simple if i % 2 else pool))
         how, who = voice()
         records: list[tuple[str, str | None, str]] = [("transcribe", TRANSCRIBE, text)]
-        if rng.random() < share:
+        if rng.random() < size.asked_about:
             about = [("analyse", WHO, who), ("analyse", WHAT, "speech"), ("analyse", MUSIC, "no")]
             records.append(about[rng.choice(3, p=(0.7, 0.15, 0.15))])
         add(text, "speech", records, how)
-    for _ in range(fragments):
+    for i in range(fragments):
         text = " ".join(rng.choice(words, size=rng.integers(1, 4)))
-        add(text, "speech", [("transcribe", TRANSCRIBE, text)], voice()[0])
+        # All are heard in pre-training, where the hearing is learnt; a few in fine-tuning, too.
+        add(text, "speech", [("transcribe", TRANSCRIBE, text)] if i % 4 == 0 else [], voice()[0])
     for i in range(asked):
         some = others if i % 3 else sums
         question, answer = some[rng.integers(len(some))]
@@ -245,8 +143,9 @@ def plan(split: str, seed: int, scale: float = 1.0) -> list[Clip]:
 
 
 def make(directory: str | Path, seed: int, processes: int = 2, scale: float = 1.0) -> Iterator[str]:
-    """Makes all splits: sound files, a manifest for each split and each task of dev and test, and
-    the text that the tokenizer learns from. Yields a word on each split as it is done."""
+    """Makes all splits: sound files, a manifest for each split and each task of dev and test, one
+    of all training speech to transcribe (pretrain.jsonl), and the text that the tokenizer learns
+    from. Yields a word on each split as it is done."""
     directory = Path(directory)
     for split in SPLITS:
         clips = plan(split, seed, scale)
@@ -260,6 +159,12 @@ def make(directory: str | Path, seed: int, processes: int = 2, scale: float = 1.
             for clip in clips
             for task, question, answer in clip.records
         ]
+        if split == "train":
+            rows += [("written", _row(None, *pair)) for pair in written_questions(seed, scale)]
+            heard = [
+                {"audio": c.path, "prompt": TRANSCRIBE, "text": c.text} for c in clips if c.text
+            ]
+            _write_manifest(directory / "pretrain.jsonl", heard)
         _write_manifest(directory / f"{split}.jsonl", (row for _, row in rows))
         if split != "train":
             for task in ("transcribe", "chat", "analyse"):
@@ -267,17 +172,14 @@ def make(directory: str | Path, seed: int, processes: int = 2, scale: float = 1.
                     directory / f"{split}_{task}.jsonl", (r for t, r in rows if t == task)
                 )
         yield f"{split}: {len(clips):,} clips, {seconds / 3600:.2f} hours, {len(rows):,} records"
-    lines = [
-        line
-        for row in _read(directory / "train.jsonl")
-        for line in render(row["messages"]).text.split("\n")
-        if line
-    ]
+    texts = [render(row["messages"]).text for row in _read(directory / "train.jsonl")]
+    texts += [row["text"] for row in _read(directory / "pretrain.jsonl")]
+    lines = [line for text in texts for line in text.split("\n") if line]
     (directory / "text.txt").write_text("\n".join(lines) + "\n")
 
 
-def _row(clip: Clip, question: str | None, answer: str) -> dict[str, Any]:
-    content = [{"type": "audio", "audio": clip.path}]
+def _row(clip: Clip | None, question: str | None, answer: str) -> dict[str, Any]:
+    content = [{"type": "audio", "audio": clip.path}] if clip else []
     if question:
         content.append({"type": "text", "text": question})
     return {
@@ -296,17 +198,26 @@ def _write_clips(job: tuple[Path, list[Clip]]) -> float:
     for clip in clips:
         rng = np.random.default_rng(clip.seed)
         if clip.text is None:
-            wave = make_sound(clip.kind, rng, rng.uniform(1.0, 2.8))
+            wave = make_sound(clip.kind, rng, rng.uniform(1.0, MAX_SECONDS))
         else:
             assert clip.voice is not None
-            wave = speak(clip.text, clip.voice)
+            wave = _speak_within(clip.text, clip.voice, MAX_SECONDS - 0.2)
             wave = wave * rng.uniform(0.2, 0.9) / np.abs(wave).max()
-            silence = np.zeros(int(rng.uniform(0.02, 0.12) * SAMPLE_RATE), np.float32)
-            wave = np.concatenate([silence, wave, silence])[: int(MAX_SECONDS * SAMPLE_RATE)]
+            silence = np.zeros(int(rng.uniform(0.02, 0.1) * SAMPLE_RATE), np.float32)
+            wave = np.concatenate([silence, wave, silence])
             wave = wave + rng.uniform(1e-4, 2e-3) * rng.standard_normal(wave.size)
         soundfile.write(directory / clip.path, wave, SAMPLE_RATE, subtype="PCM_16")
         total += wave.size / SAMPLE_RATE
     return total
+
+
+def _speak_within(text: str, voice: Voice, seconds: float) -> np.ndarray:
+    """Says a text, faster where it would take too long."""
+    wave = speak(text, voice)
+    while wave.size > seconds * SAMPLE_RATE:
+        voice = voice._replace(rate=int(voice.rate * 1.1))
+        wave = speak(text, voice)
+    return wave
 
 
 def _write_manifest(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -14,7 +14,7 @@ from qa_jax.config import ModelConfig
 from qa_jax.errors import InputError
 from qa_jax.generate.inputs import ModelInputs, prepare
 from qa_jax.generate.sampling import Sampling, choose
-from qa_jax.model import Audio, KVCache, Params, Qwen2Audio, bind
+from qa_jax.model import Audio, KVCache, Params, Qwen2Audio, bind, unstack
 
 SLOT_MULTIPLE = 64
 """Answers get cache slots in multiples of this."""
@@ -54,8 +54,10 @@ class Engine:
     """
 
     def __init__(self, config: ModelConfig, params: Params, shards: int = 1) -> None:
-        self.config, self.params, self.shards = config, params, shards
-        self._bound = bind(Qwen2Audio(config))
+        model = Qwen2Audio(config)
+        self.config, self.shards = config, shards
+        self.params = unstack(model, params) if config.unroll else params
+        self._bound = bind(model)
         self._logits = jax.jit(self._logits_of)
         self._prefill = jax.jit(self._prefill_of, static_argnames=("slots", "how"))
         self._decode = jax.jit(

@@ -12,6 +12,7 @@ from qa_jax.model.module import (
     flatten,
     initialize,
     nest,
+    unstack,
 )
 from qa_jax.model.qwen2_audio import Audio, Qwen2Audio
 
@@ -30,4 +31,5 @@ __all__ = [
     "flatten",
     "initialize",
     "nest",
+    "unstack",
 ]

@@ -72,9 +72,17 @@ def scan(
 ) -> tuple[Any, Any]:
     """`jax.lax.scan` of body(layer, carry, x) over stacked layers: compiled once for all of them.
 
-    `remat` and `unroll` are `ModelConfig`'s.
+    `remat` and `unroll` are `ModelConfig`'s. Layers that `unstack` has taken apart run one by one.
     """
     graphdef, params = nnx.split(layers)
+    if any(isinstance(leaf, tuple) for leaf in jax.tree.leaves(params, is_leaf=_is_tuple)):
+        outputs = []
+        for i in range(len(next(iter(jax.tree.leaves(params, is_leaf=_is_tuple))))):
+            layer = jax.tree.map(lambda p, i=i: p[i], params, is_leaf=_is_tuple)
+            x = jax.tree.map(lambda x, i=i: x[i], xs)
+            carry, y = body(nnx.merge(graphdef, layer), carry, x)
+            outputs.append(y)
+        return carry, jax.tree.map(lambda *y: jnp.stack(y), *outputs)
 
     def step(carry: Any, inputs: Any) -> tuple[Any, Any]:
         params, x = inputs
@@ -84,6 +92,22 @@ def scan(
         # Inside a scan XLA cannot merge the recomputation with the original, so no barrier is due.
         step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=False)
     return jax.lax.scan(step, carry, (params, xs), unroll=unroll or 1)
+
+
+def _is_tuple(x: Any) -> bool:
+    return isinstance(x, tuple)
+
+
+def unstack(module: Module, params: Params) -> Params:
+    """Parameters with every stacked one as a tuple of its layers' own.
+
+    A copy, for small models on a processor: there a stack's layer is copied out of it each time it
+    is used, which costs more than the use where one token is decoded.
+    """
+    stacked = declarations(module)
+    return nest(
+        {path: tuple(x) if stacked[path].stacked else x for path, x in flatten(params).items()}
+    )
 
 
 def bind(module: Module) -> Callable[[Params], Any]:

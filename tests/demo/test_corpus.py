@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 from qa_jax.data import read_manifest
 from qa_jax.data.synthetic import SOUNDS, Voice, make_sound
 from qa_jax.demo import corpus
-from qa_jax.demo.corpus import HELD_OUT_SUMS, MEN, SPLITS, WOMEN, plan
+from qa_jax.demo.corpus import MEN, WOMEN, plan
+from qa_jax.demo.texts import HELD_OUT_SUMS, NUMBERS, SPLITS
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +44,22 @@ def test_texts_are_apart(plans: dict) -> None:
 
 
 def test_sums_are_apart(plans: dict) -> None:
-    def sums(split: str) -> set[str]:
-        answers = {r[2] for c in plans[split] for r in c.records if r[0] == "chat"}
-        return {a.split(" is ")[0] for a in answers if " plus " in a}
+    def sums(answers: Iterable[str]) -> set[frozenset[str]]:
+        """The two numbers of every sum, whichever comes first."""
+        return {frozenset(a.split()[0:3:2]) for a in answers if a.split()[1] == "plus"}
 
+    asked = {
+        s: sums(r[2] for c in clips for r in c.records if r[0] == "chat")
+        for s, clips in plans.items()
+    }
+    asked["train"] |= sums(answer for _, answer in corpus.written_questions(0))
     for a, b in itertools.combinations(SPLITS, 2):
-        assert not sums(a) & sums(b)
-    assert len(sums("test")) == len(HELD_OUT_SUMS["test"])
+        assert not asked[a] & asked[b]
+    assert len(asked["test"]) == len(HELD_OUT_SUMS["test"])
     heard = {c.text for c in plans["train"] if c.text}
-    for held_out in sums("test") | sums("dev"):
-        assert not any(held_out in text for text in heard), "not even as a fragment"
+    for one, other in map(tuple, asked["test"] | asked["dev"]):
+        for sum_ in (f"{one} plus {other}", f"{other} plus {one}"):
+            assert not any(sum_ in text for text in heard), "not even as a fragment"
 
 
 def test_answers_are_right(plans: dict) -> None:
@@ -61,8 +69,8 @@ def test_answers_are_right(plans: dict) -> None:
                 name = clip.voice.name.removeprefix("en-us+")
                 assert answer == ("a woman" if name in WOMEN["test"] else "a man")
             if " plus " in answer:
-                a, _, b, _, total = (corpus.NUMBERS.index(w) if w in corpus.NUMBERS else 0
-                                     for w in answer.split())  # fmt: skip
+                words = answer.split()
+                a, b, total = (NUMBERS.index(words[i]) for i in (0, 2, -1))
                 assert a + b == total
 
 
@@ -77,9 +85,10 @@ def test_the_corpus_on_disk(tmp_path: Path) -> None:
     pytest.importorskip("espeakng_loader", reason="needs the [demo] extra")
     for _ in corpus.make(tmp_path, seed=1, scale=0.02):
         pass
-    for split in SPLITS:
-        records = read_manifest(tmp_path / f"{split}.jsonl")
-        assert all((tmp_path / r.prompt.audio[0]).is_file() for r in records)
+    for name in (*SPLITS, "pretrain"):
+        records = read_manifest(tmp_path / f"{name}.jsonl")
+        assert all((tmp_path / clip).is_file() for r in records for clip in r.prompt.audio)
+        assert any(not r.prompt.audio for r in records) == (name == "train")
     row = json.loads((tmp_path / "test_chat.jsonl").read_text().splitlines()[0])
     assert [p["type"] for p in row["messages"][0]["content"]] == ["audio"]
     assert "<|im_start|>user" in (tmp_path / "text.txt").read_text()

@@ -10,22 +10,26 @@ import numpy as np
 import pytest
 
 from qa_jax.config import ModelConfig
-from qa_jax.model import KVCache, TextDecoder, bind, initialize
+from qa_jax.model import KVCache, TextDecoder, bind, initialize, unstack
 from qa_jax.model.layers import rotate
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("tied", [False, True])
-def test_cache_equals_whole_rows(tiny: ModelConfig, kv_heads: int, tied: bool) -> None:
+@pytest.mark.parametrize("apart", [False, True])
+def test_cache_equals_whole_rows(tiny: ModelConfig, kv_heads: int, tied: bool, apart: bool) -> None:
+    """The cached side with its layers stacked, or taken apart as `load` does for small models."""
     config = dataclasses.replace(tiny.text, num_key_value_heads=kv_heads, tie_word_embeddings=tied)
     model = TextDecoder(config)
-    decoder = bind(model)(initialize(model, jax.random.key(1)))
+    params = initialize(model, jax.random.key(1))
+    decoder = bind(model)(params)
     b, t, prompt = 2, 9, 5
     x = jax.random.normal(jax.random.key(2), (b, t, config.hidden_size))
     positions = jnp.broadcast_to(jnp.arange(t), (b, t))
     causal = jnp.broadcast_to(jnp.tril(jnp.ones((t, t), bool)), (b, t, t))
     whole = decoder.logits(decoder(x, positions, causal)[0])
 
+    decoder = bind(model)(unstack(model, params) if apart else params)
     cache = KVCache.zeros(config, b, t + 3, "float32")
     slots = jnp.arange(t + 3)
     hidden, cache = decoder(
