@@ -21,7 +21,7 @@ setup(
     install_requires=[
         "jax>=0.10,<0.13",
         "flax>=0.12.8,<0.13",
-        "optax>=0.2.5",
+        "optax>=0.2.8",
         "orbax-checkpoint>=0.12.2,<0.13",
         "numpy>=2",
         "librosa>=0.11",
@@ -43,8 +43,6 @@ setup(
         "cuda12": ["jax[cuda12]>=0.10,<0.13"],
         "dev": [
             *demo,
-            "beartype>=0.20",
-            "jaxtyping>=0.3",
             "mypy>=1.15",
             "pytest>=8",
             "ruff>=0.12",

@@ -11,6 +11,7 @@ import pytest
 
 from qa_jax.config import DataConfig, token_count
 from qa_jax.data import Processor, TrainData, read_manifest
+from qa_jax.data import loader as loading
 from qa_jax.data.manifest import split_last_answer
 from qa_jax.errors import InputError
 
@@ -145,3 +146,13 @@ def test_an_empty_manifest_is_refused(tmp_path: Path) -> None:
         read_manifest(tmp_path / "empty.jsonl")
     with pytest.raises(InputError, match="not readable"):
         read_manifest(tmp_path / "absent.jsonl")
+
+
+def test_a_header_that_tells_too_little(
+    manifest: Path, processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "clip_samples", lambda *_: 4_000)
+    loader = data(manifest, processor)
+    with pytest.raises(InputError, match=r"manifest\.jsonl:.*more than its header says.*wav"):
+        for step in range(loader.steps_per_epoch):
+            loader.batch(step)

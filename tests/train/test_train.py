@@ -199,8 +199,10 @@ def test_muon_turns_every_matrix_evenly(settings: dict) -> None:
             matrix = update.reshape((width, -1) if axes == "embed first" else (-1, width))
             even = 0.2 * rate * np.sqrt(max(matrix.shape))
             singular = np.linalg.svd(matrix, compute_uv=False)
-            assert np.median(singular) == pytest.approx(even, rel=0.3), path
-            assert singular.max() < 1.4 * even, path
+            # Five Newton-Schulz steps bring a singular value to between 0.7 and 1.2, the smallest
+            # excepted; AdamW's largest is many times its median.
+            assert 0.7 * even < singular.max() < 1.3 * even, path
+            assert np.median(singular) > 0.5 * even, path
     for path in (("decoder", "embed_tokens"), ("encoder", "layer_norm", "bias")):
         np.testing.assert_allclose(
             updates["muon"][path], updates["adamw"][path], rtol=1e-4, atol=1e-7
