@@ -29,11 +29,14 @@ class Voice(NamedTuple):
         name: eSpeak's language and variant, for example "en-us+f2".
         rate: words per minute.
         pitch: 0 to 100, 50 is the variant's own.
+        tract: length of the vocal tract against the variant's own: pitch, resonances and speed
+            all fall as it grows, which makes another speaker of the same variant.
     """
 
     name: str
     rate: int = 175
     pitch: int = 50
+    tract: float = 1.0
 
 
 class _Espeak:
@@ -85,7 +88,7 @@ def speak(text: str, voice: Voice) -> np.ndarray:
     loud = np.flatnonzero(np.abs(samples) > 0.01)
     if not loud.size:
         raise InputError(f"text {text!r}", "eSpeak made no sound of it", "give words")
-    return soxr.resample(samples[loud[0] : loud[-1] + 1], engine.rate, SAMPLE_RATE)
+    return soxr.resample(samples[loud[0] : loud[-1] + 1], engine.rate / voice.tract, SAMPLE_RATE)
 
 
 def _time(seconds: float) -> np.ndarray:

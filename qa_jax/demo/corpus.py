@@ -24,8 +24,9 @@ WOMEN = {
     "test": ["f5", "Andrea", "belinda", "shelby"],
 }
 _TRAINING_MEN = (
-    "m1 m2 m4 m6 m8 Alex Andy Gene Hugo Jacky Lee Mario Mike adam benjamin boris john".split()
-)
+    "m1 m2 m4 m5 m6 m8 Alex Andy Denis Gene Henrique Hugo Jacky Lee Marco Mario Mike adam benjamin "
+    "boris caleb david ian john michel miguel norbert pablo paul robert sandro"
+).split()
 MEN = {
     "train": _TRAINING_MEN,
     "dev": ["m3", "victor"],
@@ -107,7 +108,9 @@ def plan(split: str, seed: int, scale: float = 1.0) -> list[Clip]:
     def voice() -> tuple[Voice, str]:
         woman = bool(rng.integers(2))
         name = str(rng.choice((WOMEN if woman else MEN)[split]))
-        how = Voice(f"en-us+{name}", int(rng.integers(175, 216)), int(rng.integers(38, 63)))
+        # In training every clip has a speaker of its own; held-out voices are as they are.
+        tract = float(rng.uniform(0.88, 1.12)) if split == "train" else 1.0
+        how = Voice(f"en-us+{name}", int(rng.integers(175, 216)), int(rng.integers(42, 59)), tract)
         return how, "a woman" if woman else "a man"
 
     clips: list[Clip] = []
