@@ -14,9 +14,8 @@ from qa_jax.model import KVCache, TextDecoder, bind, initialize, unstack
 from qa_jax.model.layers import rotate
 
 
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize(("kv_heads", "apart"), [(1, False), (2, False), (2, True), (4, False)])
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("apart", [False, True])
 def test_cache_equals_whole_rows(tiny: ModelConfig, kv_heads: int, tied: bool, apart: bool) -> None:
     """The cached side with its layers stacked, or taken apart as `load` does for small models."""
     config = dataclasses.replace(tiny.text, num_key_value_heads=kv_heads, tie_word_embeddings=tied)

@@ -268,8 +268,7 @@ def test_another_model_does_not_resume(settings: dict) -> None:
 
 
 @pytest.mark.eight_devices
-@pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 4, 2)])
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize(("mesh", "name"), [((8, 1, 1), "adamw"), ((1, 4, 2), "muon")])
 def test_meshes_agree_with_one_device(
     settings: dict, mesh: tuple[int, int, int], name: str
 ) -> None:
