@@ -109,7 +109,7 @@ def plan(split: str, seed: int, scale: float = 1.0) -> list[Clip]:
         woman = bool(rng.integers(2))
         name = str(rng.choice((WOMEN if woman else MEN)[split]))
         # In training every clip has a speaker of its own; held-out voices are as they are.
-        tract = float(rng.uniform(0.88, 1.12)) if split == "train" else 1.0
+        tract = float(rng.uniform(0.9, 1.1)) if split == "train" else 1.0
         how = Voice(f"en-us+{name}", int(rng.integers(175, 216)), int(rng.integers(42, 59)), tract)
         return how, "a woman" if woman else "a man"
 
