@@ -102,10 +102,11 @@ def power_by_products(waveform: jax.Array) -> jax.Array:
 def power_by_transform(waveform: jax.Array) -> jax.Array:
     """The same by a Fourier transform in float64, which processors have and TPUs have not."""
     windows = _windows(_with_edges(waveform), waveform.shape[1] // HOP_LENGTH)
-    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(N_FFT) / N_FFT)
 
     def power(window: jax.Array) -> jax.Array:
         with jax.enable_x64(True):  # for these operations alone, whatever the caller's setting
+            # Computed here: a float64 constant would be carried into other platforms' programs.
+            hann = 0.5 - 0.5 * jnp.cos(2 * np.pi / N_FFT * jnp.arange(N_FFT, dtype=jnp.float64))
             spectrum = jnp.fft.rfft(window.astype(jnp.float64) * hann)
             return (spectrum.real**2 + spectrum.imag**2).astype(jnp.float32)
 
