@@ -23,12 +23,11 @@ WOMEN = {
     "dev": ["linda", "steph"],
     "test": ["f5", "Andrea", "belinda", "shelby"],
 }
-_TRAINING_MEN = (
-    "m1 m2 m4 m5 m6 m8 Alex Andy Denis Gene Henrique Hugo Jacky Lee Marco Mario Mike adam benjamin "
-    "boris caleb david ian john michel miguel norbert pablo paul robert sandro"
-).split()
 MEN = {
-    "train": _TRAINING_MEN,
+    "train": (
+        "m1 m2 m4 m5 m6 m8 Alex Andy Denis Gene Henrique Hugo Jacky Lee Marco Mario Mike adam "
+        "benjamin boris caleb david ian john michel miguel norbert pablo paul robert sandro"
+    ).split(),
     "dev": ["m3", "victor"],
     "test": ["m7", "antonio", "marcelo", "travis"],
 }
@@ -174,6 +173,9 @@ def make(directory: str | Path, seed: int, processes: int = 2, scale: float = 1.
                 {"audio": c.path, "prompt": TRANSCRIBE, "text": c.text} for c in clips if c.text
             ]
             _write_manifest(directory / "pretrain.jsonl", heard)
+            texts = [render(row["messages"]).text for _, row in rows]
+            texts += [row["text"] for row in heard]
+            lines = [line for text in texts for line in text.split("\n") if line]
         _write_manifest(directory / f"{split}.jsonl", (row for _, row in rows))
         if split != "train":
             for task in ("transcribe", "chat", "analyse"):
@@ -181,9 +183,7 @@ def make(directory: str | Path, seed: int, processes: int = 2, scale: float = 1.
                     directory / f"{split}_{task}.jsonl", (r for t, r in rows if t == task)
                 )
         yield f"{split}: {len(clips):,} clips, {seconds / 3600:.2f} hours, {len(rows):,} records"
-    texts = [render(row["messages"]).text for row in _read(directory / "train.jsonl")]
-    texts += [row["text"] for row in _read(directory / "pretrain.jsonl")]
-    lines = [line for text in texts for line in text.split("\n") if line]
+    # Last: where it exists, the corpus is whole.
     (directory / "text.txt").write_text("\n".join(lines) + "\n")
 
 
@@ -231,7 +231,3 @@ def _speak_within(text: str, voice: Voice, seconds: float) -> np.ndarray:
 
 def _write_manifest(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -19,7 +19,12 @@ from qa_jax.demo import corpus
 from qa_jax.evaluate import Scores, evaluate, exact_match, word_error_rate
 from qa_jax.train import train
 
-RECIPES = {"pretrained": "demo_pretrain.yaml", "model": "demo.yaml"}
+# (what it is, recipe, manifest, where its checkpoint goes); each starts from the one before.
+STAGES = (
+    ("pre-training: learning to hear", "demo_pretrain.yaml", "pretrain.jsonl", "pretrained"),
+    ("fine-tuning: learning to answer", "demo.yaml", "train.jsonl", "model"),
+)
+MAX_NEW_TOKENS = 32
 VOCABULARY = 768
 # Said in every row: as single tokens they cost the small decoder a tenth of its rows less.
 PHRASES = (DEFAULT_SYSTEM, "Audio 1: ")
@@ -49,16 +54,19 @@ def run(output: Path, configs: Path, seed: int = 0) -> dict[str, float]:
     lines = (data / "text.txt").read_text().splitlines()
     SentencePiece.train(lines, tokenizer, VOCABULARY, PHRASES)
 
-    heard, model = output / "pretrained", output / "model"
-    common = [f"--data.tokenizer={tokenizer}", f"--data.seed={seed}", f"--train.seed={seed}"]
-    for title, manifest, init, directory in (
-        ("pre-training: learning to hear", "pretrain.jsonl", "", heard),
-        ("fine-tuning: learning to answer", "train.jsonl", heard, model),
-    ):
+    start: list[str] = []
+    for title, recipe, manifest, name in STAGES:
         say(title)
-        given = [f"--data.train={data / manifest}", f"--train.output={directory}"]
-        given += [f"--train.init={init}"] if init else []
-        train(run_config(configs / RECIPES[directory.name], [*given, *common]), console)
+        model = output / name
+        given = [
+            f"--data.train={data / manifest}",
+            f"--data.tokenizer={tokenizer}",
+            f"--data.seed={seed}",
+            f"--train.output={model}",
+            f"--train.seed={seed}",
+        ]
+        train(run_config(configs / recipe, [*given, *start]), console)
+        start = [f"--train.init={model}"]
 
     say("answering held-out clips: unheard voices, unheard sentences")
     qa = load(model)
@@ -87,7 +95,11 @@ def measure(
     for task, (title, metric) in TASKS.items():
         predictions = output / f"{split}_{task}.predictions.jsonl"
         scores: Scores = evaluate(
-            qa, data / f"{split}_{task}.jsonl", batch_size=32, output=predictions, max_new_tokens=32
+            qa,
+            data / f"{split}_{task}.jsonl",
+            batch_size=32,
+            output=predictions,
+            max_new_tokens=MAX_NEW_TOKENS,
         )
         references = [json.loads(x)["reference"] for x in predictions.read_text().splitlines()]
         commonest = [collections.Counter(references).most_common(1)[0][0]] * len(references)
@@ -107,7 +119,7 @@ def talk(qa: LoadedModel, data: Path, console: Console) -> None:
         row = json.loads((data / f"test_{task}.jsonl").read_text().splitlines()[0])
         question = _absolute(row["messages"][0], data)
         written = [p["text"] for p in question["content"] if "text" in p]
-        answer = "".join(qa.chat([question], stream=True, max_new_tokens=32))
+        answer = "".join(qa.chat([question], stream=True, max_new_tokens=MAX_NEW_TOKENS))
         console.print(
             f"[bold]{title}[/bold]\n"
             f"  sound        {row['messages'][0]['content'][0]['audio']}\n"
@@ -136,7 +148,7 @@ def draw(qa: LoadedModel, data: Path, model: Path, output: Path) -> None:
     wave = load_audio(question["content"][0]["audio"])
     wave = np.pad(wave, (0, -wave.size % 160))
     log_mel = np.asarray(jax.jit(LogMel(qa.config.audio.num_mel_bins))(wave[None]))[0]
-    heard = qa.chat([question], max_new_tokens=32)
+    heard = qa.chat([question], max_new_tokens=MAX_NEW_TOKENS)
     figure, axes = plt.subplots(figsize=(9, 3.2), layout="constrained")
     image = axes.imshow(
         log_mel.T,

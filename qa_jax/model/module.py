@@ -75,9 +75,10 @@ def scan(
     `remat` and `unroll` are `ModelConfig`'s. Layers that `unstack` has taken apart run one by one.
     """
     graphdef, params = nnx.split(layers)
-    if any(isinstance(leaf, tuple) for leaf in jax.tree.leaves(params, is_leaf=_is_tuple)):
+    first = jax.tree.leaves(params, is_leaf=_is_tuple)[0]
+    if _is_tuple(first):
         outputs = []
-        for i in range(len(next(iter(jax.tree.leaves(params, is_leaf=_is_tuple))))):
+        for i in range(len(first)):
             layer = jax.tree.map(lambda p, i=i: p[i], params, is_leaf=_is_tuple)
             x = jax.tree.map(lambda x, i=i: x[i], xs)
             carry, y = body(nnx.merge(graphdef, layer), carry, x)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -158,8 +157,8 @@ def optimizer_places(run: Run, params: Any) -> Any:
     def place(path: Any, _: Any) -> NamedSharding:
         names = [str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey)]
         # optax.partition puts its labels first; what remains is the parameter's own path.
-        name = re.sub(r"^((adamw|adam|muon|freeze)/)+", "", "/".join(names))
-        return places.get(name, everywhere)
+        tails = ("/".join(names[i:]) for i in range(len(names)))
+        return next((places[tail] for tail in tails if tail in places), everywhere)
 
     return jax.tree_util.tree_map_with_path(place, jax.eval_shape(run.optimizer.init, params))
 
