@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import tempfile
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +28,8 @@ class Voice(NamedTuple):
     """How a sentence is spoken.
 
     Attributes:
-        name: eSpeak's language and variant, for example "en-us+f2".
+        name: one of eSpeak's variants, for example "f2".
+        settings: lines of a variant file, spoken instead of the variant `name`: a voice made up.
         rate: words per minute.
         pitch: 0 to 100, 50 is the variant's own.
         tract: length of the vocal tract against the variant's own: pitch, resonances and speed
@@ -37,6 +40,7 @@ class Voice(NamedTuple):
     rate: int = 175
     pitch: int = 50
     tract: float = 1.0
+    settings: str = ""
 
 
 class _Espeak:
@@ -50,13 +54,25 @@ class _Espeak:
                 "espeakng-loader", "not installed", 'run: pip install "qa_jax[demo]"'
             ) from None
         self.library = ctypes.cdll.LoadLibrary(espeakng_loader.get_library_path())
-        data = espeakng_loader.get_data_path().encode()
-        self.rate = self.library.espeak_Initialize(_SYNCHRONOUS, 0, data, 0)
+        self.variants = Path(espeakng_loader.get_data_path()) / "voices" / "!v"
+        # Its data by links, so that a voice made up can be written where eSpeak looks for it.
+        self._data = tempfile.TemporaryDirectory(prefix="qa_jax-espeak-")
+        mine = Path(self._data.name)
+        (mine / "voices" / "!v").mkdir(parents=True)
+        for path in (*self.variants.parents[1].iterdir(), *self.variants.parent.iterdir()):
+            there = mine / path.relative_to(self.variants.parents[1])
+            if not there.exists():
+                there.symlink_to(path)
+        for path in self.variants.iterdir():
+            (mine / "voices" / "!v" / path.name).symlink_to(path)
+        self._made_up = mine / "voices" / "!v" / "made_up"
+        self._callback = _CALLBACK(self._collect)  # kept: ctypes would free it
+        self._pieces: list[np.ndarray] = []
+        self.rate = self.library.espeak_Initialize(_SYNCHRONOUS, 0, self._data.name.encode(), 0)
         if self.rate <= 0:
             raise InputError("espeakng-loader", "does not start", "install it again")
-        self._pieces: list[np.ndarray] = []
-        self._callback = _CALLBACK(self._collect)  # kept: ctypes would free it
         self.library.espeak_SetSynthCallback(self._callback)
+        self.library.espeak_ng_SetRandSeed(0)  # breath is random, and would be by the clock
 
     def _collect(self, samples: Any, count: int, _events: Any) -> int:
         if samples and count > 0:
@@ -64,7 +80,10 @@ class _Espeak:
         return 0
 
     def speak(self, text: str, voice: Voice) -> np.ndarray:
-        if self.library.espeak_SetVoiceByName(voice.name.encode()):
+        if voice.settings:
+            self._made_up.write_text(voice.settings)
+        name = "made_up" if voice.settings else voice.name
+        if self.library.espeak_SetVoiceByName(f"en-us+{name}".encode()):
             raise InputError(voice.name, "no such eSpeak voice", "see espeak-ng --voices=variant")
         for parameter, value in ((_RATE, voice.rate), (_PITCH, voice.pitch), (_RANGE, 50)):
             self.library.espeak_SetParameter(parameter, value, 0)
@@ -77,6 +96,17 @@ class _Espeak:
 @functools.cache
 def _espeak() -> _Espeak:
     return _Espeak()
+
+
+def settings_of(variant: str) -> dict[str, str]:
+    """The lines of a variant's file by what they set: "formant 1" and "pitch", for example."""
+    found = {}
+    for line in (_espeak().variants / variant).read_text(errors="replace").splitlines():
+        words = line.split()
+        if words and words[0].isalpha() and words[0] not in ("language", "name"):
+            key = " ".join(words[: 2 if words[0] == "formant" else 1])
+            found[key] = " ".join(words)
+    return found
 
 
 def speak(text: str, voice: Voice) -> np.ndarray:

@@ -5,8 +5,10 @@ Voices are split, and so is what they say: see `qa_jax.demo.texts`.
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
+import wave
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +17,7 @@ import numpy as np
 
 from qa_jax.config import SAMPLE_RATE
 from qa_jax.data.chat import render
-from qa_jax.data.synthetic import SOUNDS, Voice, make_sound, speak
+from qa_jax.data.synthetic import SOUNDS, Voice, make_sound, settings_of, speak
 from qa_jax.demo.texts import SPLITS, commands, questions, split_of, spoken_questions
 
 WOMEN = {
@@ -25,12 +27,18 @@ WOMEN = {
 }
 MEN = {
     "train": (
-        "m1 m2 m4 m5 m6 m8 Alex Andy Denis Gene Henrique Hugo Jacky Lee Marco Mario Mike adam "
-        "benjamin boris caleb david ian john michel miguel norbert pablo paul robert sandro"
+        "m1 m2 m4 m5 m6 m8 Alex Andy Denis Gene Henrique Hugo Jacky Lee Marco Mario Mike Nguyen "
+        "Storm adam benjamin boris caleb david ed ian john michel miguel norbert pablo paul pedro "
+        "quincy rob robert sandro"
     ).split(),
-    "dev": ["m3", "victor"],
+    "dev": ["m3", "victor", "Gene2", "gustave", "iven", "kaukovalta"],
     "test": ["m7", "antonio", "marcelo", "travis"],
 }
+MADE_UP = 0.5
+"""Share of training clips whose voice is made up from those of training."""
+_SHARES = 2
+"""Jobs that training's clips are shared out to, whatever the number of processes."""
+_INHERITED = (*(f"formant {i}" for i in range(9)), "pitch", "tone", "voicing", "consonants")
 MAX_SECONDS = 2.25
 
 TRANSCRIBE = "Transcribe."
@@ -86,6 +94,24 @@ SIZES = {
 }
 
 
+def made_up(voices: list[dict[str, str]], rng: np.random.Generator) -> str:
+    """Settings of a voice whose resonances, pitch and tone each come from another of `voices`.
+
+    A few dozen voices teach a model to hear those few dozen; one per clip, to hear any.
+    """
+    child = dict(voices[rng.integers(len(voices))])
+    for key in sorted({key for voice in voices for key in voice if key in _INHERITED}):
+        child.pop(key, None)
+        parent = voices[rng.integers(len(voices))]
+        if key in parent:
+            child[key] = parent[key]
+        if key.startswith("formant ") and key in child:
+            words = child[key].split()
+            words[2] = str(round(int(words[2]) * rng.uniform(0.9, 1.1)))
+            child[key] = " ".join(words)
+    return "".join(f"{line}\n" for line in ("language variant", "name made_up", *child.values()))
+
+
 def written_questions(seed: int, scale: float = 1.0) -> list[tuple[str, str]]:
     """Training questions in writing: they teach the decoder to answer, a sixth of a clip each."""
     rng = np.random.default_rng([seed, len(SPLITS)])
@@ -103,13 +129,20 @@ def plan(split: str, seed: int, scale: float = 1.0) -> list[Clip]:
     simple = [s for s in pool if not s.startswith("the ")]
     words = sorted({w for s in (*commands(), *(q for _, q, _ in questions())) for w in s.split()})
     sums, others = spoken_questions(split)
+    # Whispers (eSpeak's other synthesizer) have no settings in common with the others.
+    parents = [
+        [v for v in map(settings_of, names["train"]) if "klatt" not in v] for names in (MEN, WOMEN)
+    ]
 
     def voice() -> tuple[Voice, str]:
         woman = bool(rng.integers(2))
         name = str(rng.choice((WOMEN if woman else MEN)[split]))
+        how = Voice(name, int(rng.integers(175, 216)), int(rng.integers(42, 59)))
         # In training every clip has a speaker of its own; held-out voices are as they are.
-        tract = float(rng.uniform(0.9, 1.1)) if split == "train" else 1.0
-        how = Voice(f"en-us+{name}", int(rng.integers(175, 216)), int(rng.integers(42, 59)), tract)
+        if split == "train":
+            how = how._replace(tract=float(rng.uniform(0.9, 1.1)))
+            if rng.random() < MADE_UP:
+                how = how._replace(settings=made_up(parents[woman], rng))
         return how, "a woman" if woman else "a man"
 
     clips: list[Clip] = []
@@ -155,34 +188,41 @@ def make(directory: str | Path, seed: int, processes: int = 2, scale: float = 1.
     of all training speech to transcribe (pretrain.jsonl), and the text that the tokenizer learns
     from. Yields a word on each split as it is done."""
     directory = Path(directory)
+    planned = {split: plan(split, seed, scale) for split in SPLITS}
+    shares = {split: _SHARES if split == "train" else 1 for split in SPLITS}
+    jobs = [(directory, planned[s][i::n]) for s, n in shares.items() for i in range(n)]
     for split in SPLITS:
-        clips = plan(split, seed, scale)
         (directory / split).mkdir(parents=True, exist_ok=True)
-        jobs = [(directory, clips[i::64]) for i in range(64)]
-        # Processes are spawned: JAX's threads do not survive a fork.
-        with multiprocessing.get_context("spawn").Pool(processes) as pool:
-            seconds = sum(pool.imap_unordered(_write_clips, jobs))
-        rows = [
-            (task, _row(clip, question, answer))
-            for clip in clips
-            for task, question, answer in clip.records
-        ]
-        if split == "train":
-            rows += [("written", _row(None, *pair)) for pair in written_questions(seed, scale)]
-            heard = [
-                {"audio": c.path, "prompt": TRANSCRIBE, "text": c.text} for c in clips if c.text
+    # Processes are spawned: JAX's threads do not survive a fork. Each does one job: eSpeak keeps
+    # state from one text to the next, so that only from its start on is the sound the same again.
+    with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=1) as pool:
+        made = pool.imap(_write_clips, jobs)
+        for split, clips in planned.items():
+            seconds = sum(itertools.islice(made, shares[split]))
+            rows = [
+                (task, _row(clip, question, answer))
+                for clip in clips
+                for task, question, answer in clip.records
             ]
-            _write_manifest(directory / "pretrain.jsonl", heard)
-            texts = [render(row["messages"]).text for _, row in rows]
-            texts += [row["text"] for row in heard]
-            lines = [line for text in texts for line in text.split("\n") if line]
-        _write_manifest(directory / f"{split}.jsonl", (row for _, row in rows))
-        if split != "train":
-            for task in ("transcribe", "chat", "analyse"):
-                _write_manifest(
-                    directory / f"{split}_{task}.jsonl", (r for t, r in rows if t == task)
-                )
-        yield f"{split}: {len(clips):,} clips, {seconds / 3600:.2f} hours, {len(rows):,} records"
+            if split == "train":
+                rows += [("written", _row(None, *pair)) for pair in written_questions(seed, scale)]
+                heard = [
+                    {"audio": c.path, "prompt": TRANSCRIBE, "text": c.text} for c in clips if c.text
+                ]
+                _write_manifest(directory / "pretrain.jsonl", heard)
+                texts = [render(row["messages"]).text for _, row in rows]
+                texts += [row["text"] for row in heard]
+                lines = [line for text in texts for line in text.split("\n") if line]
+            _write_manifest(directory / f"{split}.jsonl", (row for _, row in rows))
+            if split != "train":
+                for task in ("transcribe", "chat", "analyse"):
+                    _write_manifest(
+                        directory / f"{split}_{task}.jsonl", (r for t, r in rows if t == task)
+                    )
+            hours = seconds / 3600
+            yield f"{split}: {len(clips):,} clips, {hours:.2f} hours, {len(rows):,} records"
+        pool.close()  # and let them end by themselves, or their links to eSpeak's data stay behind
+        pool.join()
     # Last: where it exists, the corpus is whole.
     (directory / "text.txt").write_text("\n".join(lines) + "\n")
 
@@ -200,24 +240,29 @@ def _row(clip: Clip | None, question: str | None, answer: str) -> dict[str, Any]
 
 
 def _write_clips(job: tuple[Path, list[Clip]]) -> float:
-    import soundfile
-
     directory, clips = job
     total = 0.0
     for clip in clips:
         rng = np.random.default_rng(clip.seed)
         if clip.text is None:
-            wave = make_sound(clip.kind, rng, rng.uniform(1.0, MAX_SECONDS))
+            samples = make_sound(clip.kind, rng, rng.uniform(1.0, MAX_SECONDS))
         else:
             assert clip.voice is not None
-            wave = _speak_within(clip.text, clip.voice, MAX_SECONDS - 0.2)
-            wave = wave * rng.uniform(0.2, 0.9) / np.abs(wave).max()
+            samples = _speak_within(clip.text, clip.voice, MAX_SECONDS - 0.2)
+            samples = samples * rng.uniform(0.2, 0.9) / np.abs(samples).max()
             silence = np.zeros(int(rng.uniform(0.02, 0.1) * SAMPLE_RATE), np.float32)
-            wave = np.concatenate([silence, wave, silence])
-            wave = wave + rng.uniform(1e-4, 2e-3) * rng.standard_normal(wave.size)
-        soundfile.write(directory / clip.path, wave, SAMPLE_RATE, subtype="PCM_16")
-        total += wave.size / SAMPLE_RATE
+            samples = np.concatenate([silence, samples, silence])
+            samples = samples + rng.uniform(1e-4, 2e-3) * rng.standard_normal(samples.size)
+        _write_wav(directory / clip.path, samples)
+        total += samples.size / SAMPLE_RATE
     return total
+
+
+def _write_wav(path: Path, samples: np.ndarray) -> None:
+    # Not soundfile: it waits for the disk after every file, a fifth of all the time here.
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
+        file.writeframes((samples * 32767).round().astype("<i2").tobytes())
 
 
 def _speak_within(text: str, voice: Voice, seconds: float) -> np.ndarray:
