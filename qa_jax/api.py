@@ -172,7 +172,7 @@ def load(
     elif (directory / "config.json").is_file():
         config, tensors = hf.open_model(directory)
         places = jax.tree.map(lambda x: x.sharding, checkpoint.abstract_params(config, mesh))
-        params = hf.place(hf.load_params(tensors, config), places, target)
+        params = hf.load_params(tensors, config, places, target)
     else:
         raise InputError(
             directory,

@@ -5,18 +5,25 @@
     DIR/generation_config.json  how to answer by default, where that is known
     DIR/checkpoints/STEP/       parameters and, for a training run, the optimizer's state
 
-A training run's output and a converted model are both such a directory.
+A training run's output and a converted model are both such a directory. Orbax saves and restores;
+a conversion, which never holds a model, goes through `create_arrays` and `open_arrays` instead:
+the same files, read and written piece by piece.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import yaml
 from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
@@ -91,6 +98,15 @@ def abstract_params(
     return nest(flat)
 
 
+def _by_layer(path: Any, value: Any) -> Any:
+    """Stacked parameters are stored in chunks no larger than a layer, so that `open_arrays` can
+    read one without the rest."""
+    options = ocp.options.ArrayOptions.Saving.StorageOptions
+    if not any(getattr(k, "key", None) == "layers" for k in path) or np.ndim(value) < 2:
+        return None
+    return options(chunk_byte_size=value.nbytes // value.shape[0], shard_axes=(0,))
+
+
 class Checkpoints:
     """The steps of a checkpoint directory.
 
@@ -102,17 +118,24 @@ class Checkpoints:
     def __init__(self, directory: str | Path, keep: int | None = None) -> None:
         policies = ocp.training.preservation_policies
         self.directory = Path(directory).absolute()
+        context = ocp.Context()
+        context.array.saving.scoped_storage_options_creator = _by_layer
         self._steps = ocp.training.Checkpointer(
             self.directory / STEPS,
             save_decision_policy=ocp.training.save_decision_policies.AnySavePolicy([]),
             preservation_policy=policies.LatestN(keep) if keep else policies.PreserveAll(),
             cleanup_tmp_directories=True,
+            context=context,
         )
 
     def latest(self) -> int | None:
         """The newest complete step."""
         latest = self._steps.latest
         return None if latest is None else latest.step
+
+    def all(self) -> list[int]:
+        """All complete steps, the newest last."""
+        return sorted(c.step for c in self._steps.checkpoints)
 
     def save(self, step: int, params: Params, **state: Any) -> None:
         """Saves in the background; a step appears under its name only when it is complete."""
@@ -139,6 +162,97 @@ class Checkpoints:
         self._steps.close()
 
 
+def create_arrays(
+    directory: str | Path, arrays: Params, chunks: dict[tuple[str, ...], tuple[int, ...]]
+) -> dict[tuple[str, ...], Any]:
+    """Step 0 of a directory with parameters yet to be written, as TensorStore arrays by path.
+
+    Args:
+        directory: the checkpoint directory.
+        arrays: shapes and types.
+        chunks: the part of each that makes one file; written whole, it is written once. Every file
+            ends in a CRC-32C, so that damage is an error when it is read.
+    """
+    steps = Path(directory).absolute() / STEPS
+    with _quietly(ocp.Context()) as context:
+        saving = context.array.saving
+        saving.use_ocdbt = saving.use_compression = saving.enable_write_sharding_file = False
+        saving.array_metadata_store = None
+        # Orbax writes everything about the tree; of the arrays, only placeholders.
+        placeholders = jax.tree.map(lambda x: jnp.zeros((1,) * len(x.shape), x.dtype), arrays)
+        with context, ocp.training.Checkpointer(steps) as checkpointer:
+            checkpointer.save_checkpointables(0, {"params": placeholders})
+    made = {}
+    for path, x in flatten(arrays).items():
+        grid = {"name": "regular", "configuration": {"chunk_shape": chunks[path]}}
+        codecs = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+        metadata = {
+            "shape": x.shape,
+            "data_type": np.dtype(x.dtype).name,
+            "chunk_grid": grid,
+            "codecs": codecs,
+        }
+        spec = {**_array(steps / "0" / "params", path), "metadata": metadata}
+        made[path] = _open({**spec, "create": True, "delete_existing": True})
+    return made
+
+
+def open_arrays(directory: str | Path, step: int) -> dict[tuple[str, ...], Any]:
+    """The parameters of a step as TensorStore arrays by path, nothing read yet."""
+    steps = Checkpoints(directory)
+    paths = list(flatten(steps.saved(step)["params"]))
+    steps.close()
+    params = Path(directory).absolute() / STEPS / str(step) / "params"
+    return {path: _open({**_array(params, path), "open": True}) for path in paths}
+
+
+def _array(params: Path, path: tuple[str, ...]) -> dict[str, Any]:
+    """TensorStore's spec of an array, as Orbax lays it out."""
+    name = ".".join(path)
+    zarr3 = json.loads((params / "_METADATA").read_text()).get("use_zarr3", False)
+    store: dict[str, Any] = {"driver": "file", "path": f"{params}/{name}/"}
+    if (params / "manifest.ocdbt").exists():
+        store = {"driver": "ocdbt", "base": f"file://{params}/", "path": f"{name}/"}
+    return {"driver": "zarr3" if zarr3 else "zarr", "kvstore": store}
+
+
+def _open(spec: dict[str, Any]) -> Any:
+    import tensorstore
+
+    context = tensorstore.Context({"cache_pool": {"total_bytes_limit": 0}})
+    try:
+        return tensorstore.open(spec, context=context).result()
+    except (ValueError, OSError) as error:
+        kvstore = spec["kvstore"]
+        raise InputError(
+            kvstore.get("base", "") + kvstore["path"], f"cannot be opened ({error})"
+        ) from error
+
+
+@contextmanager
+def _quietly(value: Any) -> Iterator[Any]:
+    """Without Orbax's warning that there is nothing to merge where nothing is."""
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield value
+    finally:
+        log.setLevel(level)
+
+
+def find_step(directory: str | Path, step: int | None = None) -> int:
+    """The latest complete step, or `step`; raises InputError where there is none such."""
+    steps = Checkpoints(directory)
+    found = steps.all()
+    steps.close()
+    if not found:
+        raise InputError(directory, "has no complete checkpoint", "let training save a step first")
+    if step is not None and step not in found:
+        raise InputError(directory, f"has no step {step}", f"choose from {found}")
+    return found[-1] if step is None else step
+
+
 def load_params(
     directory: str | Path,
     config: ModelConfig,
@@ -150,10 +264,8 @@ def load_params(
 
     `dtype` None keeps the type that each was saved in.
     """
+    found = find_step(directory, step)
     steps = Checkpoints(directory)
-    found = steps.latest() if step is None else step
-    if found is None:
-        raise InputError(directory, "has no complete checkpoint", "let training save a step first")
     abstract = abstract_params(config, mesh)
     if dtype is None:
         flat_saved = flatten(steps.saved(found)["params"])

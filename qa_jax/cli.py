@@ -75,17 +75,30 @@ def _parser() -> argparse.ArgumentParser:
     tokenizer.set_defaults(run=_tokenizer)
 
     convert = commands.add_parser("convert", help="Hugging Face's format to ours and back")
-    directions = convert.add_subparsers(dest="direction", required=True, metavar="DIRECTION")
+    jobs = convert.add_subparsers(dest="job", required=True, metavar="JOB")
     for name, source, dest in (
-        ("to-jax", "a Hugging Face directory", "the new checkpoint"),
+        ("to-jax", "a Hugging Face directory, or a hub id as OWNER/NAME", "the new checkpoint"),
         ("to-hf", "a qa_jax checkpoint", "the new Hugging Face directory"),
     ):
-        direction = directions.add_parser(name, help=f"from {source}")
-        direction.add_argument("source", help=source)
-        direction.add_argument("dest", help=dest)
+        job = jobs.add_parser(name, help=f"from {source}")
+        job.add_argument("source", help=source)
+        job.add_argument("dest", help=dest)
+        job.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: as stored")
         if name == "to-hf":
-            direction.add_argument("--shard-size", default="5GB", help="largest file")
+            job.add_argument("--shard-size", default="5GB", help="largest file")
+            job.add_argument("--step", type=int, help="of a training run; default: the latest")
+    verify = jobs.add_parser("verify", help="compare two directories of either kind, bit for bit")
+    verify.add_argument("source")
+    verify.add_argument("checkpoint")
+    verify.add_argument(
+        "--logits", action="store_true", help="and run both on a sound: needs qa_jax[parity]"
+    )
+    jobs.add_parser("table", help="print the table of tensors, as in docs/tensors.md")
     convert.set_defaults(run=_convert)
+
+    inspect = commands.add_parser("inspect", help="tell what a checkpoint is")
+    inspect.add_argument("directory", help="ours, Hugging Face's, or a hub id")
+    inspect.set_defaults(run=_inspect)
 
     demo = commands.add_parser("demo", help="train a small model on made-up sound and talk to it")
     demo.add_argument("--output", default="runs/demo")
@@ -218,13 +231,15 @@ def _tokenizer(arguments: argparse.Namespace, _: list[str]) -> None:
 
 
 def _convert(arguments: argparse.Namespace, _: list[str]) -> None:
+    from convert_weights.command import run
+
+    run(arguments)
+
+
+def _inspect(arguments: argparse.Namespace, _: list[str]) -> None:
     import convert_weights
 
-    if arguments.direction == "to-jax":
-        convert_weights.to_jax(arguments.source, arguments.dest)
-    else:
-        convert_weights.to_hf(arguments.source, arguments.dest, arguments.shard_size)
-    print(f"wrote {arguments.dest}")
+    print(convert_weights.describe(arguments.directory))
 
 
 def _demo(arguments: argparse.Namespace, _: list[str]) -> None:

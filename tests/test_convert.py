@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import convert_weights
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from qa_jax import checkpoint, hf
 from qa_jax.config import ModelConfig, from_hf, to_hf
 from qa_jax.errors import InputError
+from qa_jax.model import Params, flatten
 
 EMBED = "language_model.model.embed_tokens.weight"
 HEAD = "language_model.lm_head.weight"
@@ -55,6 +57,10 @@ def write(directory: Path, config: ModelConfig, *, dtype: object = np.float32, l
     return tensors
 
 
+def one_device(config: ModelConfig) -> Params:
+    return jax.tree.map(lambda x: x.sharding, checkpoint.abstract_params(config))
+
+
 def tied(config: ModelConfig) -> ModelConfig:
     return dataclasses.replace(
         config, text=dataclasses.replace(config.text, tie_word_embeddings=True)
@@ -91,7 +97,8 @@ def test_there_and_back(tiny: ModelConfig, tmp_path: Path, layout: str, shards: 
 def test_layouts_put_weights_where_they_belong(tiny: ModelConfig, tmp_path: Path) -> None:
     tensors = write(tmp_path, tiny)
     config, source = hf.open_model(tmp_path)
-    ours = hf.load_params(source, config)
+    params = hf.load_params(source, config, one_device(config))
+    ours = {path: np.asarray(x) for path, x in flatten(params).items()}
     q = tensors["language_model.model.layers.1.self_attn.q_proj.weight"]
     x = np.random.default_rng(1).standard_normal(32)
     kernel = ours["decoder", "layers", "self_attn", "q_proj", "kernel"][1]

@@ -135,7 +135,7 @@ def initial_params(run: Run) -> Params:
     if checkpoint.is_checkpoint(train.init):
         return checkpoint.load_params(train.init, config, run.mesh, jnp.float32)
     _, tensors = hf.open_model(train.init)
-    return hf.place(hf.load_params(tensors, config), places, jnp.float32)
+    return hf.load_params(tensors, config, places, jnp.float32)
 
 
 def initial_state(run: Run) -> TrainState:

@@ -1,5 +1,12 @@
-"""Conversion between Hugging Face's released layout and qa_jax checkpoints, bit for bit."""
+"""Conversion between Hugging Face's released layout and qa_jax checkpoints, bit for bit.
 
-from convert_weights.convert import to_hf, to_jax
+A model is never held: tensors stream from one layout on disk into the other, over the one table
+in `qa_jax.hf`.
+"""
 
-__all__ = ["to_hf", "to_jax"]
+from convert_weights.describe import describe
+from convert_weights.to_hf import to_hf
+from convert_weights.to_jax import to_jax
+from convert_weights.verify import show, verify
+
+__all__ = ["describe", "show", "to_hf", "to_jax", "verify"]

@@ -1,0 +1,86 @@
+"""Proof of a conversion: every tensor of two directories compared, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from convert_weights.hub import local
+from convert_weights.weights import open_weights
+from convert_weights.work import Checksum, Progress, checksum_of_all
+from qa_jax import hf
+from qa_jax.errors import InputError
+
+
+class Row(NamedTuple):
+    """One tensor's comparison.
+
+    Attributes:
+        name: released name.
+        shape: in Hugging Face's layout.
+        dtype: as stored on both sides, "float32 -> bfloat16" where they differ.
+        checksum: SHA-256 of the second directory's bytes in Hugging Face's layout.
+        differing: how many numbers are not the same bits.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    checksum: str
+    differing: int
+
+
+def verify(
+    first: str | Path, second: str | Path, progress: Progress | None = None
+) -> tuple[list[Row], str]:
+    """Compares two directories of either kind; returns a row for each tensor and one checksum.
+
+    Where the types differ, the first is converted to the second's, as a conversion with a type
+    does, and must then be the same bits.
+    """
+    a, b = open_weights(local(first)), open_weights(local(second))
+    only = {n: w for w, other in ((a, b), (b, a)) for n in w.tensors if n not in other.tensors}
+    hf.raise_problems(
+        f"{first} and {second}",
+        [f"{n}: only in {w.directory}" for n, w in only.items()],
+        "compare their configurations",
+    )
+    names = [n for n in a.tensors if n in b.tensors]
+    total, done, rows = sum(np.prod(a.tensors[n].shape) for n in names), 0, []
+    for name in names:
+        digest, differing = Checksum(), 0
+        target = b.dtype(name)
+        for x, y in zip(a.read(a.tensors[name]), b.read(b.tensors[name]), strict=True):
+            x = x if x.dtype == target else x.astype(target)
+            differing += int(np.count_nonzero(_bits(x) != _bits(y)))
+            digest.add(y)
+        kinds = [a.dtype(name).name, target.name]
+        kind = kinds[0] if kinds[0] == kinds[1] else " -> ".join(kinds)
+        rows.append(Row(name, a.tensors[name].hf_shape, kind, digest.value, differing))
+        done += int(np.prod(a.tensors[name].shape))
+        if progress:
+            progress(done, int(total))
+    return rows, checksum_of_all({r.name: r.checksum for r in rows})
+
+
+def _bits(x: np.ndarray) -> np.ndarray:
+    return x.view(np.dtype(f"u{x.dtype.itemsize}"))
+
+
+def show(rows: list[Row], whole: str) -> None:
+    """Prints the table, and raises InputError where anything differs."""
+    width = max(len(r.name) for r in rows)
+    for r in rows:
+        shape = "x".join(map(str, r.shape))
+        state = "equal" if not r.differing else f"{r.differing:,} numbers differ"
+        print(f"{r.name:{width}}  {shape:>12}  {r.dtype:8}  {r.checksum[:16]}  {state}")
+    wrong = [r.name for r in rows if r.differing]
+    if wrong:
+        raise InputError(
+            f"{len(wrong)} of {len(rows)} tensors",
+            f"differ: {', '.join(wrong[:5])}{', ...' if len(wrong) > 5 else ''}",
+            "convert again",
+        )
+    print(f"{len(rows)} tensors, all bits equal; checksum of all {whole}")
