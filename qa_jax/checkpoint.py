@@ -99,10 +99,11 @@ def abstract_params(
 
 
 def _by_layer(path: Any, value: Any) -> Any:
-    """Stacked parameters are stored in chunks no larger than a layer, so that `open_arrays` can
-    read one without the rest."""
+    """Large stacked parameters are stored in chunks no larger than a layer, so that `open_arrays`
+    can read one without the rest."""
     options = ocp.options.ArrayOptions.Saving.StorageOptions
-    if not any(getattr(k, "key", None) == "layers" for k in path) or np.ndim(value) < 2:
+    stacked = any(getattr(k, "key", None) == "layers" for k in path)
+    if not stacked or getattr(value, "nbytes", 0) < 2**26:
         return None
     return options(chunk_byte_size=value.nbytes // value.shape[0], shard_axes=(0,))
 

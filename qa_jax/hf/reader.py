@@ -7,7 +7,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import ml_dtypes
@@ -28,13 +28,16 @@ _DTYPES = {
 class SafetensorsDir:
     """The tensors of a Hugging Face directory, each read from disk when it is asked for.
 
-    Names are the released ones, whatever layout the files use. Opening reads headers only and
+    Names are the released ones, whatever layout the files use, unless `names` spells them otherwise.
+    Opening reads headers only and
     raises InputError, listing every problem, for a missing or damaged shard, an index that
     disagrees with the shards, a truncated tensor, or pickled weights.
     """
 
-    def __init__(self, directory: str | Path) -> None:
-        self.directory = Path(directory)
+    def __init__(
+        self, directory: str | Path, names: Callable[[str], str] = released_name
+    ) -> None:
+        self.directory, self._spell = Path(directory), names
         self._entries: dict[str, tuple[Path, int, np.dtype, tuple[int, ...]]] = {}
         problems: list[str] = []
         index = self._index()
@@ -46,10 +49,10 @@ class SafetensorsDir:
                 problems.append(f"{file.name}: unreadable header ({error})")
         if not problems:
             for raw_name, file_name in index.items():
-                entry = self._entries.get(released_name(raw_name))
+                entry = self._entries.get(names(raw_name))
                 if entry is None or entry[0].name != file_name:
                     problems.append(f"{raw_name}: not in {file_name}, where the index says it is")
-            listed = {released_name(n) for n in index}
+            listed = {names(n) for n in index}
             if index:
                 problems += [f"{n}: not in the index" for n in self._entries if n not in listed]
         raise_problems(self.directory, problems, "download or save the checkpoint again")
@@ -92,7 +95,7 @@ class SafetensorsDir:
         for raw_name, entry in header.items():
             if raw_name == "__metadata__":
                 continue
-            name = released_name(raw_name)
+            name = self._spell(raw_name)
             begin, end = entry["data_offsets"]
             dtype, shape = _DTYPES.get(entry["dtype"]), tuple(entry["shape"])
             if dtype is None:

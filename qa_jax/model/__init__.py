@@ -3,6 +3,7 @@
 from qa_jax.model.decoder import KVCache, TextDecoder
 from qa_jax.model.encoder import AudioEncoder
 from qa_jax.model.frontend import LogMel
+from qa_jax.model.lora import Adapter, merge
 from qa_jax.model.module import (
     Declaration,
     Params,
@@ -17,6 +18,7 @@ from qa_jax.model.module import (
 from qa_jax.model.qwen2_audio import Audio, Qwen2Audio
 
 __all__ = [
+    "Adapter",
     "Audio",
     "AudioEncoder",
     "Declaration",
@@ -30,6 +32,7 @@ __all__ = [
     "declarations",
     "flatten",
     "initialize",
+    "merge",
     "nest",
     "unstack",
 ]
