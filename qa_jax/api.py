@@ -20,7 +20,7 @@ from qa_jax.data.chat import Message
 from qa_jax.data.tokenizer import END_OF_TEXT, IM_END
 from qa_jax.errors import InputError
 from qa_jax.generate import Engine, Sampling, from_generation_config
-from qa_jax.model import Params
+from qa_jax.model import Adapter, Params, merge
 from qa_jax.parallel import batch_shards
 
 _SMALL = 2**28
@@ -149,6 +149,7 @@ def load(
     *,
     step: int | None = None,
     long_audio: str = "error",
+    adapter: str | Path | None = None,
 ) -> LoadedModel:
     """Loads a qa_jax checkpoint or a Hugging Face directory.
 
@@ -159,6 +160,7 @@ def load(
         mesh: where the parameters shall lie, from `qa_jax.parallel.make_mesh`; one device without.
         step: which step of a training run.
         long_audio: what to do with clips over 30 s: "error" or "truncate".
+        adapter: a LoRA adapter to be merged in, ours or PEFT's.
     """
     directory = Path(directory)
     if dtype == "float64" and jnp.zeros(0, float).dtype != jnp.float64:
@@ -179,6 +181,8 @@ def load(
             "holds neither config.yaml (a qa_jax checkpoint) nor config.json (Hugging Face's)",
             "name a checkpoint's directory",
         )
+    if adapter is not None:
+        params = _merged(params, adapter, config)
     table = params["decoder"]["embed_tokens"]
     stored: Any = str(table.dtype)
     small = sum(x.size for x in jax.tree.leaves(params)) < _SMALL
@@ -191,6 +195,29 @@ def load(
     tokenizer = load_tokenizer(directory)
     processor = None if tokenizer is None else Processor(tokenizer, long_audio)
     return LoadedModel(config, params, processor, _defaults(directory, config, tokenizer), mesh)
+
+
+def _merged(params: Params, directory: str | Path, config: ModelConfig) -> Params:
+    """Parameters with an adapter's change, where and in the type that they are."""
+    if hf.is_peft(directory):
+        adapter = hf.read_peft(directory, config)
+    elif checkpoint.is_adapter(directory):
+        adapter, made_for, base = checkpoint.load_adapter(directory)
+        if (made_for.audio, made_for.text) != (config.audio, config.text):
+            raise InputError(directory, f"is for a model of another shape ({base})", "load that")
+    else:
+        raise InputError(
+            directory,
+            "holds neither adapter.yaml (ours) nor adapter_config.json (PEFT's)",
+            "name an adapter's directory",
+        )
+    places = jax.tree.map(lambda x: x.sharding, params)
+    add = jax.jit(
+        lambda params, low: merge(params, Adapter(low, adapter.scales)),
+        donate_argnums=0,
+        out_shardings=places,
+    )
+    return add(params, adapter.params)
 
 
 def _defaults(directory: Path, config: ModelConfig, tokenizer: Any) -> Sampling:

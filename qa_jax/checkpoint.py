@@ -30,10 +30,11 @@ from orbax.checkpoint import v1 as ocp
 
 from qa_jax.config import ModelConfig, parse, read_yaml, to_dict
 from qa_jax.errors import InputError
-from qa_jax.model import Params, Qwen2Audio, declarations, flatten, nest
+from qa_jax.model import Adapter, Params, Qwen2Audio, declarations, flatten, nest
 from qa_jax.parallel import sharding
 
 CONFIG_FILE = "config.yaml"
+ADAPTER_FILE = "adapter.yaml"
 STEPS = "checkpoints"
 TEXT_FILES = (
     "tokenizer.json",
@@ -290,3 +291,46 @@ def save_params(directory: str | Path, params: Params) -> None:
     steps = Checkpoints(directory)
     steps.save(0, params)
     steps.close()
+
+
+def is_adapter(directory: str | Path) -> bool:
+    """Whether this holds an adapter of ours alone, without the model it belongs to."""
+    return (Path(directory) / ADAPTER_FILE).is_file()
+
+
+def save_adapter(
+    directory: str | Path, adapter: Adapter, config: ModelConfig, base: str, step: int = 0
+) -> None:
+    """Saves an adapter alone: `adapter.yaml` and its matrices as a step's parameters.
+
+    Args:
+        config: of the model it belongs to.
+        base: where that model came from, for people and for PEFT.
+    """
+    steps = Checkpoints(directory)
+    steps.save(step, adapter.params)
+    steps.close()
+    raw = {
+        "base": base,
+        "scales": {"/".join(path): scale for path, scale in adapter.scales.items()},
+        "model": to_dict(config),
+    }
+    (Path(directory) / ADAPTER_FILE).write_text(yaml.safe_dump(raw, sort_keys=False))
+
+
+def load_adapter(directory: str | Path) -> tuple[Adapter, ModelConfig, str]:
+    """An adapter's latest step, the configuration of its model, and where that came from."""
+    path = Path(directory) / ADAPTER_FILE
+    raw = read_yaml(path)
+    config = parse(ModelConfig, raw.get("model", {}), path)
+    steps = Checkpoints(directory)
+    step = find_step(directory)
+    saved = steps.saved(step)["params"]
+    device = SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), saved
+    )
+    params = steps.restore(step, params=abstract)["params"]
+    steps.close()
+    scales = {tuple(name.split("/")): float(x) for name, x in raw["scales"].items()}
+    return Adapter(params, scales), config, raw.get("base", "")

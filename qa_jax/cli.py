@@ -77,13 +77,14 @@ def _parser() -> argparse.ArgumentParser:
     convert = commands.add_parser("convert", help="Hugging Face's format to ours and back")
     jobs = convert.add_subparsers(dest="job", required=True, metavar="JOB")
     for name, source, dest in (
-        ("to-jax", "a Hugging Face directory, or a hub id as OWNER/NAME", "the new checkpoint"),
-        ("to-hf", "a qa_jax checkpoint", "the new Hugging Face directory"),
+        ("to-jax", "a Hugging Face directory, a hub id as OWNER/NAME, or a PEFT adapter", "ours"),
+        ("to-hf", "a qa_jax checkpoint, or an adapter of ours", "Hugging Face's"),
     ):
         job = jobs.add_parser(name, help=f"from {source}")
         job.add_argument("source", help=source)
-        job.add_argument("dest", help=dest)
+        job.add_argument("dest", help=f"the new directory, {dest}")
         job.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: as stored")
+        job.add_argument("--base", help="of a LoRA adapter: the model it belongs to")
         if name == "to-hf":
             job.add_argument("--shard-size", default="5GB", help="largest file")
             job.add_argument("--step", type=int, help="of a training run; default: the latest")
@@ -112,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, help="ours, or Hugging Face's directory")
+    parser.add_argument("--adapter", help="a LoRA adapter to merge in: ours, or PEFT's directory")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: as stored")
     parser.add_argument("--long-audio", choices=("error", "truncate"), default="error")
 
@@ -133,7 +135,12 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
 def _load(arguments: argparse.Namespace) -> Any:
     from qa_jax.api import load
 
-    return load(arguments.checkpoint, arguments.dtype, long_audio=arguments.long_audio)
+    return load(
+        arguments.checkpoint,
+        arguments.dtype,
+        long_audio=arguments.long_audio,
+        adapter=arguments.adapter,
+    )
 
 
 def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -28,15 +28,13 @@ _DTYPES = {
 class SafetensorsDir:
     """The tensors of a Hugging Face directory, each read from disk when it is asked for.
 
-    Names are the released ones, whatever layout the files use, unless `names` spells them otherwise.
-    Opening reads headers only and
-    raises InputError, listing every problem, for a missing or damaged shard, an index that
-    disagrees with the shards, a truncated tensor, or pickled weights.
+    Names are the released ones, whatever layout the files use, unless `names` spells them
+    otherwise. Opening reads headers only and raises InputError, listing every problem, for a
+    missing or damaged shard, an index that disagrees with the shards, a truncated tensor, or
+    pickled weights.
     """
 
-    def __init__(
-        self, directory: str | Path, names: Callable[[str], str] = released_name
-    ) -> None:
+    def __init__(self, directory: str | Path, names: Callable[[str], str] = released_name) -> None:
         self.directory, self._spell = Path(directory), names
         self._entries: dict[str, tuple[Path, int, np.dtype, tuple[int, ...]]] = {}
         problems: list[str] = []

@@ -1,6 +1,6 @@
 """Low-rank adapters: what a fine-tune adds to linear layers, apart from the model or merged in.
 
-Hu et al. 2021, "LoRA": a layer's kernel W becomes W + scale * A B, with A (in, rank), B (rank, out).
+Hu et al. 2021, "LoRA": a layer's kernel W becomes W + scale * A B; A is (in, rank), B (rank, out).
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import convert_weights
 from convert_weights.work import Progress
+from qa_jax import checkpoint, hf
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -26,6 +27,12 @@ def run(arguments: argparse.Namespace) -> None:
             from convert_weights.logits import compare_logits
 
             print(compare_logits(arguments.source, arguments.checkpoint))
+    elif arguments.job == "to-jax" and hf.is_peft(arguments.source):
+        convert_weights.adapter_to_jax(arguments.source, arguments.dest, arguments.base)
+        print(f"wrote {arguments.dest}, an adapter")
+    elif arguments.job == "to-hf" and checkpoint.is_adapter(arguments.source):
+        convert_weights.adapter_to_hf(arguments.source, arguments.dest, arguments.base)
+        print(f"wrote {arguments.dest}, an adapter")
     else:
         with _bar("converting") as progress:
             if arguments.job == "to-jax":
@@ -46,18 +53,26 @@ def run(arguments: argparse.Namespace) -> None:
 
 @contextmanager
 def _bar(title: str) -> Iterator[Progress]:
-    """A bar of bytes, their speed and the time left, on the terminal's error stream."""
+    """A bar of bytes, their speed and the time left, where errors go to a terminal."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
         DownloadColumn,
         Progress,
+        ProgressColumn,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
 
-    columns = [TextColumn(title), BarColumn(), DownloadColumn(), TransferSpeedColumn()]
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
+    console = Console(stderr=True)
+    columns: list[ProgressColumn] = [
+        TextColumn(title),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    ]
+    columns.append(TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
         task = bars.add_task(title, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)

@@ -13,10 +13,11 @@ from qa_jax.errors import InputError
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
-def local(source: str | Path) -> Path:
+def local(source: str | Path, weights: bool = True) -> Path:
     """The directory itself, or a hub id's files, downloaded where the hub's cache has not got them.
 
-    Raises InputError for what is neither a directory nor a model that the hub gives.
+    Without `weights`, only the small files are fetched. Raises InputError for what is neither a
+    directory nor a model that the hub gives.
     """
     path = Path(source)
     if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", str(source)):
@@ -25,11 +26,11 @@ def local(source: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     name, _, revision = str(source).partition("@")
-    wanted = ["*.safetensors", "model.safetensors.index.json", "config.json", *TEXT_FILES]
+    wanted = ["config.json", "adapter_config.json", *TEXT_FILES]
+    if weights:
+        wanted += ["*.safetensors", "model.safetensors.index.json"]
     try:
-        found = snapshot_download(
-            name, revision=revision or None, allow_patterns=[*wanted, "adapter_config.json"]
-        )
+        found = snapshot_download(name, revision=revision or None, allow_patterns=wanted)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
             source,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from convert_weights.hub import local
-from convert_weights.weights import open_weights
-from convert_weights.work import Checksum, Progress, checksum_of_all
+from convert_weights.weights import Weights, open_weights
+from convert_weights.work import THREADS, Checksum, Progress, checksum_of_all
 from qa_jax import hf
 from qa_jax.errors import InputError
 
@@ -48,21 +50,25 @@ def verify(
         "compare their configurations",
     )
     names = [n for n in a.tensors if n in b.tensors]
-    total, done, rows = sum(np.prod(a.tensors[n].shape) for n in names), 0, []
-    for name in names:
-        digest, differing = Checksum(), 0
-        target = b.dtype(name)
-        for x, y in zip(a.read(a.tensors[name]), b.read(b.tensors[name]), strict=True):
-            x = x if x.dtype == target else x.astype(target)
-            differing += int(np.count_nonzero(_bits(x) != _bits(y)))
-            digest.add(y)
-        kinds = [a.dtype(name).name, target.name]
-        kind = kinds[0] if kinds[0] == kinds[1] else " -> ".join(kinds)
-        rows.append(Row(name, a.tensors[name].hf_shape, kind, digest.value, differing))
-        done += int(np.prod(a.tensors[name].shape))
-        if progress:
-            progress(done, int(total))
+    sizes = {n: math.prod(a.tensors[n].shape) * b.dtype(n).itemsize for n in names}
+    done, rows = 0, []
+    with ThreadPoolExecutor(THREADS) as pool:
+        for row in pool.map(lambda name: _compare(name, a, b), names):
+            rows.append(row)
+            done += sizes[row.name]
+            if progress:
+                progress(done, sum(sizes.values()))
     return rows, checksum_of_all({r.name: r.checksum for r in rows})
+
+
+def _compare(name: str, a: Weights, b: Weights) -> Row:
+    digest, differing, target = Checksum(), 0, b.dtype(name)
+    for x, y in zip(a.read(a.tensors[name]), b.read(b.tensors[name]), strict=True):
+        differing += int(np.count_nonzero(_bits(x.astype(target, copy=False)) != _bits(y)))
+        digest.add(y)
+    kinds = [a.dtype(name).name, target.name]
+    kind = kinds[0] if kinds[0] == kinds[1] else " -> ".join(kinds)
+    return Row(name, a.tensors[name].hf_shape, kind, digest.value, differing)
 
 
 def _bits(x: np.ndarray) -> np.ndarray:

@@ -19,7 +19,8 @@ from qa_jax.errors import InputError
 CHECKSUMS_FILE = "checksums.json"
 """In what a conversion writes: SHA-256 of each tensor's bytes in Hugging Face's layout."""
 _JOURNAL = "conversion.jsonl"
-_THREADS = 2
+THREADS = 2
+"""Tensors at work at once: what bounds the memory, and two keep disk and processor busy."""
 
 Progress = Callable[[int, int], None]
 """Told (bytes done, bytes in all) after every tensor."""
@@ -115,7 +116,7 @@ class Work:
         report(finished, total)
         with (
             (self.partial / _JOURNAL).open("a") as journal,
-            ThreadPoolExecutor(_THREADS) as pool,
+            ThreadPoolExecutor(THREADS) as pool,
         ):
             futures = {
                 pool.submit(convert, item): name

@@ -17,54 +17,11 @@ from qa_jax import checkpoint, hf
 from qa_jax.config import ModelConfig, from_hf, to_hf
 from qa_jax.errors import InputError
 from qa_jax.model import Params, flatten
-
-EMBED = "language_model.model.embed_tokens.weight"
-HEAD = "language_model.lm_head.weight"
-FC1 = "audio_tower.layers.1.fc1.weight"
-
-
-def in_memory_name(name: str) -> str:
-    """The spelling that transformers 5.10 and later use in memory."""
-    if name == HEAD:
-        return "lm_head.weight"
-    return "model." + name.replace("language_model.model.", "language_model.")
-
-
-def write(directory: Path, config: ModelConfig, *, dtype: object = np.float32, layout: str = "old",
-          shards: int = 1) -> dict[str, np.ndarray]:  # fmt: skip
-    """A random checkpoint in the released layout; returns its tensors."""
-    rng = np.random.default_rng(0)
-    tensors = {
-        n: rng.standard_normal(t.hf_shape).astype(dtype) for n, t in hf.tensor_map(config).items()
-    }
-    if config.text.tie_word_embeddings:
-        tensors[HEAD] = tensors[EMBED]
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(to_hf(config)))
-    spell = in_memory_name if layout == "new" else str
-    named = {spell(n): np.ascontiguousarray(a) for n, a in tensors.items()}
-    if shards == 1:
-        save_file(named, directory / "model.safetensors")
-        return tensors
-    weight_map = {}
-    for i in range(shards):
-        part = dict(list(named.items())[i::shards])
-        file = f"model-{i + 1:05}-of-{shards:05}.safetensors"
-        save_file(part, directory / file)
-        weight_map.update(dict.fromkeys(part, file))
-    index = {"metadata": {}, "weight_map": weight_map}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
-    return tensors
+from tests.convert.files import FC1, tied, write
 
 
 def one_device(config: ModelConfig) -> Params:
     return jax.tree.map(lambda x: x.sharding, checkpoint.abstract_params(config))
-
-
-def tied(config: ModelConfig) -> ModelConfig:
-    return dataclasses.replace(
-        config, text=dataclasses.replace(config.text, tie_word_embeddings=True)
-    )
 
 
 @pytest.mark.parametrize("layout", ["old", "new"])

@@ -1,0 +1,67 @@
+"""LoRA adapters between PEFT's format and ours."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from convert_weights.hub import local
+from convert_weights.work import refuse_existing
+from qa_jax import checkpoint, hf
+from qa_jax.config import ModelConfig, from_hf, read_json
+from qa_jax.errors import InputError
+
+
+def adapter_to_jax(source: str | Path, dest: str | Path, base: str | Path | None = None) -> None:
+    """Converts an adapter saved by PEFT.
+
+    Args:
+        source: its directory.
+        dest: the new directory.
+        base: the model it belongs to, whose configuration is read: a directory of either kind or a
+            hub id; by default the one that PEFT wrote down.
+    """
+    path = Path(source) / "adapter_config.json"
+    base = base or read_json(path).get("base_model_name_or_path")
+    if not base:
+        raise InputError(path, "does not name its base model", "name it with --base")
+    config = _config(base)
+    adapter = hf.read_peft(source, config)
+    with _beside(dest) as partial:
+        checkpoint.save_adapter(partial, adapter, config, str(base))
+
+
+def adapter_to_hf(source: str | Path, dest: str | Path, base: str | Path | None = None) -> None:
+    """Converts an adapter of ours into PEFT's format."""
+    adapter, config, named = checkpoint.load_adapter(source)
+    with _beside(dest) as partial:
+        hf.write_peft(partial, adapter, config, str(base or named))
+
+
+def _config(base: str | Path) -> ModelConfig:
+    found = local(base, weights=False)
+    if checkpoint.is_checkpoint(found):
+        return checkpoint.read_config(found)
+    path = found / "config.json"
+    return from_hf(read_json(path), path)
+
+
+@contextmanager
+def _beside(dest: str | Path) -> Iterator[Path]:
+    """A directory beside `dest` that takes its name when the block ends well."""
+    refuse_existing(dest)
+    final = Path(dest).absolute()
+    partial = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if final.exists():
+        final.rmdir()
+    os.replace(partial, final)
