@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 demo = ["espeakng-loader>=0.2.4", "matplotlib>=3.9"]
 # transformers 5.10.0 to 5.10.3 tie this model's head by mistake and would be a wrong oracle.
-parity = ["torch>=2.6", "transformers>=5.11,<6", "pytest>=8"]
+parity = ["torch>=2.6", "transformers>=5.11,<6", "peft>=0.18", "pytest>=8"]
 
 setup(
     name="qa_jax",
@@ -32,6 +32,7 @@ setup(
         "grain>=0.2.12",
         "jsonargparse>=4.49",
         "PyYAML>=6",
+        "huggingface-hub>=0.30",
         "rapidfuzz>=3.9",
         "rich>=13",
         "tensorboardX>=2.6",

@@ -1,0 +1,117 @@
+"""LoRA adapters: what PEFT saves gives the same logits here, and ours the same in PEFT."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import convert_weights
+import numpy as np
+import pytest
+
+from qa_jax import checkpoint, load
+from qa_jax.cli import main
+from tests.parity.conftest import as_torch, random_batch, random_reference, relative_error, save
+
+CASES: dict[str, dict[str, Any]] = {
+    "decoder attention": {"target_modules": r".*language_model.*\.(q_proj|v_proj)", "r": 3},
+    "both towers": {"target_modules": ["q_proj", "v_proj"], "r": 2, "lora_alpha": 5},
+    "everything": {
+        "target_modules": r".*\.(q_proj|k_proj|v_proj|o_proj|out_proj|fc1|fc2|gate_proj|up_proj"
+        r"|down_proj|linear)",
+        "r": 4,
+        "use_rslora": True,
+    },
+    "patterns": {
+        "target_modules": ["q_proj", "fc1"],
+        "r": 4,
+        "rank_pattern": {"fc1": 2},
+        "alpha_pattern": {"fc1": 9},
+    },
+    "some layers": {"target_modules": ["o_proj"], "r": 2, "layers_to_transform": [0]},
+}
+
+
+def adapted(model: Any, **settings: Any) -> Any:
+    """The model in PEFT's wrapper, its adapter filled with random numbers."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    wrapped = get_peft_model(model, LoraConfig(**{"lora_alpha": 8, **settings})).eval()
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name:
+            parameter.data.normal_(0, 0.1)
+    return wrapped
+
+
+def logits(model: Any, batch: dict[str, np.ndarray]) -> np.ndarray:
+    import torch
+
+    with torch.no_grad():
+        return model(**as_torch(batch, torch.float32)).logits.numpy()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_from_peft_and_back(case: str, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    seed = 1
+    batch = random_batch(random_reference(seed), seed)
+    base = save(random_reference(seed), tmp_path / "base")
+    plain = logits(random_reference(seed), batch)
+    theirs = adapted(random_reference(seed), **CASES[case])
+    theirs.save_pretrained(tmp_path / "peft")
+    expected = logits(theirs, batch)
+    valid = batch["attention_mask"].astype(bool)
+
+    ours = load(base, adapter=tmp_path / "peft").logits(batch)
+    assert relative_error(ours[valid], expected[valid]) < 1e-5
+    assert relative_error(plain[valid], expected[valid]) > 1e-3, "the adapter does something"
+
+    command = ["convert", "to-jax", str(tmp_path / "peft"), str(tmp_path / "ours")]
+    assert main([*command, "--base", str(base)]) == 0
+    ours = load(base, adapter=tmp_path / "ours").logits(batch)
+    assert relative_error(ours[valid], expected[valid]) < 1e-5
+
+    assert main(["convert", "to-hf", str(tmp_path / "ours"), str(tmp_path / "back")]) == 0
+    again = PeftModel.from_pretrained(random_reference(seed), tmp_path / "back").eval()
+    assert relative_error(logits(again, batch)[valid], expected[valid]) < 1e-5
+
+
+def test_what_is_no_plain_lora_is_refused(tmp_path: Path) -> None:
+    base = save(random_reference(1), tmp_path / "base")
+    dora = adapted(random_reference(1), target_modules=["q_proj"], r=2, use_dora=True)
+    dora.save_pretrained(tmp_path / "dora")
+    with pytest.raises(ValueError, match="use_dora is True"):
+        load(base, adapter=tmp_path / "dora")
+    head = adapted(random_reference(1), target_modules=["embed_tokens"], r=2)
+    head.save_pretrained(tmp_path / "table")
+    with pytest.raises(ValueError, match="no LoRA matrix of a linear layer"):
+        load(base, adapter=tmp_path / "table")
+
+
+def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
+    base = save(random_reference(1), tmp_path / "base")
+    adapted(random_reference(1), target_modules=["q_proj"], r=2).save_pretrained(tmp_path / "peft")
+    other = save(random_reference(2), tmp_path / "other")
+    with pytest.raises(ValueError, match="own base model"):
+        load(other, adapter=tmp_path / "peft")
+    convert_weights.adapter_to_jax(tmp_path / "peft", tmp_path / "ours", base)
+    with pytest.raises(ValueError, match="a model of another shape"):
+        load(other, adapter=tmp_path / "ours")
+    adapter, config, named = checkpoint.load_adapter(tmp_path / "ours")
+    assert named == str(base) and dataclasses.is_dataclass(config)
+    assert all(scale == 4.0 for scale in adapter.scales.values())
+    with pytest.raises(ValueError, match=r"neither adapter\.yaml"):
+        load(base, adapter=tmp_path)
+
+
+def test_verify_with_logits(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """`qa-jax convert verify --logits` runs both models on a sound."""
+    base = save(random_reference(1), tmp_path / "base")
+    convert_weights.to_jax(base, tmp_path / "ours")
+    command = ["convert", "verify", str(base), str(tmp_path / "ours"), "--logits"]
+    assert main(command) == 0
+    assert "the same next token at 100%" in capsys.readouterr().out
