@@ -3,6 +3,7 @@
     DIR/config.yaml             the model's configuration
     DIR/tokenizer.json, ...     the tokenizer's files, where there is one
     DIR/generation_config.json  how to answer by default, where that is known
+    DIR/checksums/STEP.json     sizes and checksums of a training step's files
     DIR/checkpoints/STEP/       parameters and, for a training run, the optimizer's state
 
 A training run's output and a converted model are both such a directory. Orbax saves and restores;
@@ -16,7 +17,10 @@ import json
 import logging
 import os
 import shutil
+import warnings
+import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +40,7 @@ from qa_jax.parallel import sharding
 CONFIG_FILE = "config.yaml"
 ADAPTER_FILE = "adapter.yaml"
 STEPS = "checkpoints"
+SUMS = "checksums"
 TEXT_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -115,20 +120,25 @@ class Checkpoints:
     Args:
         directory: the checkpoint directory.
         keep: latest steps that are kept; None for all.
+        keep_every: steps that are multiples of this are kept, too.
     """
 
-    def __init__(self, directory: str | Path, keep: int | None = None) -> None:
+    def __init__(self, directory: str | Path, keep: int | None = None, keep_every: int = 0) -> None:
         policies = ocp.training.preservation_policies
+        kept = [policies.LatestN(keep) if keep else policies.PreserveAll()]
+        if keep_every:
+            kept.append(policies.EveryNSteps(keep_every))
         self.directory = Path(directory).absolute()
         context = ocp.Context()
         context.array.saving.scoped_storage_options_creator = _by_layer
         self._steps = ocp.training.Checkpointer(
             self.directory / STEPS,
             save_decision_policy=ocp.training.save_decision_policies.AnySavePolicy([]),
-            preservation_policy=policies.LatestN(keep) if keep else policies.PreserveAll(),
+            preservation_policy=policies.AnyPreservationPolicy(kept),
             cleanup_tmp_directories=True,
             context=context,
         )
+        self._pending: int | None = None
 
     def latest(self) -> int | None:
         """The newest complete step."""
@@ -140,8 +150,37 @@ class Checkpoints:
         return sorted(c.step for c in self._steps.checkpoints)
 
     def save(self, step: int, params: Params, **state: Any) -> None:
-        """Saves in the background; a step appears under its name only when it is complete."""
-        self._steps.save_checkpointables_async(step, {"params": params, **state}, force=True)
+        """Saves in the background; a step appears under its name only when it is complete.
+
+        Raises InputError where this one, or the one before, cannot be written.
+        """
+        with self._writing(step):
+            self._steps.save_checkpointables_async(step, {"params": params, **state}, force=True)
+        self._pending = step
+
+    @contextmanager
+    def _writing(self, step: int) -> Iterator[None]:
+        try:
+            self._settle()
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            good = [s for s in self.all() if s != step]
+            last = f"the last good one is step {good[-1]}" if good else "there is none before"
+            raise InputError(
+                self.directory / STEPS,
+                f"a checkpoint cannot be written ({' '.join(str(error).split())}); {last}",
+                "free disk space and run the same command again: it goes on",
+            ) from error
+
+    def _settle(self) -> None:
+        """Waits for what is being saved, and notes the checksums of its files."""
+        self._steps.wait()
+        if self._pending is not None and jax.process_index() == 0:
+            _write_sums(self.directory, self._pending)
+            for path in (self.directory / SUMS).glob("*.json"):
+                if not (self.directory / STEPS / path.stem).exists():
+                    path.unlink()
+        self._pending = None
 
     def saved(self, step: int) -> dict[str, Any]:
         """What a step holds: trees of shapes and types, nothing read."""
@@ -151,17 +190,76 @@ class Checkpoints:
         """The named trees of a step, with the shapes, types and places that `abstract` gives."""
         try:
             return self._steps.load_checkpointables(step, abstract)
-        except (ValueError, FileNotFoundError, KeyError) as error:
+        except Exception as error:  # whatever the libraries below make of a damaged file
             path = self.directory / STEPS / str(step)
-            raise InputError(path, f"cannot be restored ({error})", "use another step") from error
+            text = " ".join(str(error).split())
+            raise InputError(path, f"cannot be restored ({text})", "use another step") from error
+
+    def restore_latest(self, **abstract: Any) -> tuple[int, dict[str, Any]] | None:
+        """The newest step whose files are whole, as `restore` gives it; None where none was saved.
+
+        A damaged one is named in a warning and passed over. Raises InputError where all are.
+        """
+        steps = self.all()
+        for step in reversed(steps):
+            try:
+                _check_sums(self.directory, step)
+                return step, self.restore(step, **abstract)
+            except InputError as error:
+                warnings.warn(f"{error}: taking the one before", stacklevel=2)
+        if steps:
+            raise InputError(self.directory, "no checkpoint is whole", "name another train.output")
+        return None
 
     def wait(self) -> None:
         """Returns when everything saved is on disk."""
-        self._steps.wait()
+        with self._writing(self._pending or 0):
+            pass
 
     def close(self) -> None:
         """Waits for what is being saved, then lets go of the directory."""
+        self.wait()
         self._steps.close()
+
+
+def _write_sums(directory: Path, step: int) -> None:
+    """Notes size and CRC-32 of every file of a step."""
+    sums = _sums(directory / STEPS / str(step))
+    (directory / SUMS).mkdir(exist_ok=True)
+    partial = directory / SUMS / f".{step}.partial"
+    partial.write_text(json.dumps(sums))
+    os.replace(partial, directory / SUMS / f"{step}.json")
+
+
+def _sums(root: Path) -> dict[str, list[int]]:
+    files = sorted(p for p in root.rglob("*") if p.is_file())
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(_sum, files)
+    return {str(f.relative_to(root)): s for f, s in zip(files, found, strict=True)}
+
+
+def _sum(file: Path) -> list[int]:
+    size = crc = 0
+    with file.open("rb") as stream:
+        while block := stream.read(2**24):
+            size, crc = size + len(block), zlib.crc32(block, crc)
+    return [size, crc]
+
+
+def _check_sums(directory: Path, step: int) -> None:
+    """Raises InputError naming the first file of a step that is not as it was saved.
+
+    A step without checksums, because the run was killed before they were taken, passes as it is.
+    """
+    path = directory / SUMS / f"{step}.json"
+    if not path.is_file():
+        return
+    root = directory / STEPS / str(step)
+    found = _sums(root)
+    for name, expected in json.loads(path.read_text()).items():
+        if found.get(name) != expected:
+            cause = "is missing" if name not in found else "is damaged"
+            raise InputError(root / name, cause, "")
 
 
 def create_arrays(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,19 @@ def _parser() -> argparse.ArgumentParser:
     jobs.add_parser("table", help="print the table of tensors, as in docs/tensors.md")
     convert.set_defaults(run=_convert)
 
+    data = commands.add_parser("data", help="check a manifest, or pack it into shards")
+    data_jobs = data.add_subparsers(dest="job", required=True, metavar="JOB")
+    check = data_jobs.add_parser("check", help="read everything once; name all that is unusable")
+    check.add_argument("manifest")
+    check.add_argument("--tokenizer", help="directory of a tokenizer or checkpoint: counts tokens")
+    check.add_argument("--max-tokens", type=int, default=2048)
+    check.set_defaults(run=_data_check)
+    pack = data_jobs.add_parser("pack", help="a manifest's clips into few ArrayRecord files")
+    pack.add_argument("manifest")
+    pack.add_argument("directory", help="the new directory")
+    pack.add_argument("--shard-size", default="1GB", help="about how large a shard becomes")
+    pack.set_defaults(run=_data_pack)
+
     inspect = commands.add_parser("inspect", help="tell what a checkpoint is")
     inspect.add_argument("directory", help="ours, Hugging Face's, or a hub id")
     inspect.set_defaults(run=_inspect)
@@ -158,8 +172,10 @@ def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _train(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from qa_jax.config import run_config
+    from qa_jax.parallel import join_processes
     from qa_jax.train import Stopped, train
 
+    join_processes()
     config = run_config(arguments.config, overrides)
     try:
         values = train(config)
@@ -204,26 +220,65 @@ def _chat(arguments: argparse.Namespace, _: list[str]) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace, _: list[str]) -> None:
-    from rich.progress import Progress
-
     from qa_jax.evaluate import evaluate
 
     output = arguments.output or str(Path(arguments.manifest).with_suffix(".predictions.jsonl"))
     qa = _load(arguments)
-    with Progress() as bar:
-        task = bar.add_task("answering")
+    with _bar("answering") as progress:
         scores = evaluate(
             qa,
             arguments.manifest,
             batch_size=arguments.batch_size,
             output=output,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=progress,
             max_new_tokens=arguments.max_new_tokens,
         )
     print(
         f"{scores.records} records  word error rate {scores.word_error_rate:.2%}  "
         f"exact match {scores.exact_match:.2%}  predictions in {output}"
     )
+
+
+def _data_check(arguments: argparse.Namespace, _: list[str]) -> int:
+    from qa_jax.data import Processor, load_tokenizer
+    from qa_jax.data.check import check_manifest, summary
+
+    processor = None
+    if arguments.tokenizer:
+        tokenizer = load_tokenizer(arguments.tokenizer)
+        if tokenizer is None:
+            raise InputError(arguments.tokenizer, "no tokenizer here", "name its directory")
+        processor = Processor(tokenizer)
+    with _bar("reading") as progress:
+        findings = check_manifest(
+            arguments.manifest, processor, max_tokens=arguments.max_tokens, progress=progress
+        )
+    for line in (*findings.problems, *summary(findings)):
+        print(line)
+    return 2 if findings.problems else 0
+
+
+def _data_pack(arguments: argparse.Namespace, _: list[str]) -> None:
+    from convert_weights.shards import parse_size
+
+    from qa_jax.data.archive import pack
+
+    size = parse_size(arguments.shard_size)
+    with _bar("packing") as progress:
+        clips, shards = pack(arguments.manifest, arguments.directory, size, progress)
+    print(f"{clips:,} clips in {shards:,} shards; train with {arguments.directory}/manifest.jsonl")
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar, where errors go to a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _tokenizer(arguments: argparse.Namespace, _: list[str]) -> None:

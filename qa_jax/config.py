@@ -209,22 +209,28 @@ class DataConfig:
     """What is read.
 
     Attributes:
-        train: manifest of training records (JSONL).
+        train: manifest of training records (JSONL), or several as {manifest: times}: how often an
+            epoch holds the records of each, at least once.
         eval: manifest of held-out records; empty for none.
         tokenizer: directory of the tokenizer's files; empty where `train.init` brings its own.
         buckets: rows per step by clip length, {log-mel frames: rows}; a clip goes to the shortest
             bucket that holds it and 4 frames more. 0 is a bucket for records without audio.
-        max_tokens: the longest row, audio tokens included; a longer record is an error.
+        pack_tokens: rows of so many tokens, each of several records that do not see one another; 0
+            for a row to a record.
+        max_tokens: the longest record, audio tokens included; a longer record is an error.
+        max_unusable: records that may be left out, each with a warning, before the run stops.
         long_audio: clips over 30 s: `error`, or `truncate` with a warning.
         seed: of the order of records.
         threads: that read and decode audio ahead of the step.
     """
 
-    train: str = ""
+    train: str | dict[str, float] = ""
     eval: str = ""
     tokenizer: str = ""
     buckets: dict[int, int] = field(default_factory=lambda: {0: 8, 504: 8, 1004: 8, 3000: 8})
+    pack_tokens: int = 0
     max_tokens: int = 2048
+    max_unusable: int = 0
     long_audio: Literal["error", "truncate"] = "error"
     seed: int = 0
     threads: int = 2
@@ -244,6 +250,8 @@ class OptimizerConfig:
         weight_decay: of either; norms and biases are not decayed.
         clip_norm: largest global gradient norm; 0 for no clipping.
         accumulate: micro-batches that one step sums before it moves.
+        rates: {regular expression: factor}: parameters whose path one matches from its start learn
+            at so many times the rate; the first that matches counts.
         freeze: regular expressions; a parameter whose path (encoder/conv1/kernel) one of them
             matches from its start is not trained.
     """
@@ -258,6 +266,7 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     accumulate: int = 1
+    rates: dict[str, float] = field(default_factory=dict)
     freeze: tuple[str, ...] = ("encoder/embed_positions",)
 
 
@@ -274,8 +283,10 @@ class TrainConfig:
         position_scale: scale of the fresh position table.
         length_exponent: a record's answer tokens each weigh n ** exponent, n their number: 0
             counts tokens alike, -1 counts records alike.
-        log_every, save_every, eval_every: steps between; 0 for at the end only.
+        log_every, save_every, eval_every: steps between, and at the end; 0 for at the end only.
         keep: latest checkpoints that are kept.
+        keep_every: and every checkpoint whose step is a multiple of this; 0 for no others.
+        profile: first and last step of a trace, written to OUTPUT/profile.
     """
 
     output: str = "runs/qa_jax"
@@ -289,6 +300,8 @@ class TrainConfig:
     save_every: int = 500
     eval_every: int = 0
     keep: int = 3
+    keep_every: int = 0
+    profile: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from qa_jax.config import HOP_LENGTH, MAX_FRAMES, SAMPLE_RATE, token_count, valid_frames
+from qa_jax.data.archive import archived_samples, in_archive, read_clip
 from qa_jax.errors import InputError
 
 MAX_SAMPLES = MAX_FRAMES * HOP_LENGTH
@@ -28,9 +29,10 @@ def load_audio(
     """Reads, mixes down, resamples and checks one clip.
 
     Args:
-        audio: a path; the bytes of an audio file; samples as an array; or samples with their rate,
-            as (array, rate) or {"array": ..., "sampling_rate": ...}. Stereo is averaged. Integer
-            samples are scaled by their type's full range.
+        audio: a path, also into a shard (see `qa_jax.data.archive`); the bytes of an audio file;
+            samples as an array; or samples with their rate, as (array, rate) or {"array": ...,
+            "sampling_rate": ...}. Stereo is averaged. Integer samples are scaled by their type's
+            full range.
         sampling_rate: the rate in Hz of samples that come without one.
         long_audio: what to do over 30 s: "error", or "truncate" with a warning.
         base: directory that relative paths start from.
@@ -47,7 +49,12 @@ def load_audio(
     elif isinstance(audio, tuple) and len(audio) == 2:
         audio, sampling_rate = audio
     name = name or "audio"
-    if isinstance(audio, str | Path):
+    samples: np.ndarray
+    rate: Any
+    if in_archive(audio):
+        name = f"{Path(base) / audio}"
+        samples, rate = _decode(io.BytesIO(read_clip(audio, base)), name)
+    elif isinstance(audio, str | Path):
         path = Path(base) / str(audio).removeprefix("file://")
         name = str(path)
         if path.suffix == ".npy":
@@ -68,6 +75,10 @@ def clip_samples(clip: Any, base: str | Path = "", long_audio: str = "error") ->
     """
     import soundfile
 
+    if in_archive(clip):
+        samples = archived_samples(clip)
+        _check_length(samples, str(clip), long_audio)
+        return min(samples, MAX_SAMPLES)
     if not isinstance(clip, str | Path):
         raise InputError("audio", f"{clip!r} is not a file", "give the path of a file")
     path = Path(base) / clip

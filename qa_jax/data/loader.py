@@ -1,13 +1,17 @@
 """Manifests to an endless, resumable stream of device-ready batches.
 
 Records are grouped by the length of their longest clip, so that a 3 s clip is never encoded as
-30 s, and every bucket has one shape, so that every bucket compiles once. The order is a function
-of seed and epoch alone: an iterator's whole state is the number of the next batch.
+30 s, and every bucket has one shape, so that every bucket compiles once. Several short records may
+share a row. The order is a function of seed and epoch alone: an iterator's whole state is the
+number of the next batch. Each process reads the sound of its own rows only.
 """
 
 from __future__ import annotations
 
 import math
+import threading
+import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -22,7 +26,8 @@ from qa_jax.config import (
     valid_frames,
 )
 from qa_jax.data.audio import clip_samples
-from qa_jax.data.manifest import Record, read_manifest
+from qa_jax.data.manifest import Record, read_mixture
+from qa_jax.data.packing import clips_per_row, first_fit
 from qa_jax.data.processor import Processor
 from qa_jax.errors import InputError
 
@@ -37,7 +42,8 @@ class TrainBatch(NamedTuple):
 
     Attributes:
         tokens: (accumulate, B, T) int32.
-        valid: (accumulate, B, T) bool, False at padding (on the right).
+        segments: (accumulate, B, T) int32: 1, 2, ... for the records that share a row, 0 at
+            padding (on the right).
         weights: (accumulate, B, T) float32, how much predicting this token counts; 0 for what
             the assistant did not write.
         signal: (accumulate, A, S) float32 waveforms, or None in the bucket without audio.
@@ -45,7 +51,7 @@ class TrainBatch(NamedTuple):
     """
 
     tokens: Any
-    valid: Any
+    segments: Any
     weights: Any
     signal: Any
     frames: Any
@@ -70,8 +76,13 @@ class TrainData:
         length_exponent: see `TrainConfig.length_exponent`.
         groups: devices that rows are cut over; each gets its own rows' clips.
 
+    Attributes:
+        examples: usable records, as often as an epoch holds them.
+        unusable: why others are left out, by "file:line"; at most `data.max_unusable`.
+
     Raises:
-        InputError: naming the first record that cannot be used, before anything is computed.
+        InputError: naming the first record that cannot be used and may not be left out, before
+            anything is computed.
     """
 
     def __init__(
@@ -92,29 +103,84 @@ class TrainData:
                     f"frames must be a multiple of 4 up to {MAX_FRAMES}, rows one of {groups}",
                     "change the bucket",
                 )
+        self.unusable: dict[str, str] = {}
+        self._noting = threading.Lock()
         # Opening files is waiting: threads make it a third shorter, or much on a network's disk.
         with ThreadPoolExecutor(max(1, config.threads)) as pool:
-            self.examples = list(pool.map(self._measure, read_manifest(config.train)))
+            measured = pool.map(self._measure, read_mixture(config.train, self._tolerate))
+            self.examples = [example for example in measured if example is not None]
+        if not self.examples:
+            raise InputError("data.train", "holds no usable record", "see the warnings above")
         self._planned: dict[int, list[tuple[int, np.ndarray]]] = {}
-        self._members: dict[int, np.ndarray] = {}
+        self._rows: dict[int, list[tuple[int, ...]]] = {}
         self._width: dict[int, int] = {}
+        self._clips: dict[int, int] = {}
         for bucket in sorted({e.bucket for e in self.examples}):
-            members = [i for i, e in enumerate(self.examples) if e.bucket == bucket]
-            longest = max(self.examples[i].tokens for i in members)
-            self._members[bucket] = np.array(members)
-            self._width[bucket] = -(-longest // TOKEN_MULTIPLE) * TOKEN_MULTIPLE
+            self._plan_rows(bucket)
+
+    def _plan_rows(self, bucket: int) -> None:
+        """Which records share a row: the same in every epoch, whose order alone differs."""
+        members = [i for i, e in enumerate(self.examples) if e.bucket == bucket]
+        sizes = [(self.examples[i].tokens, len(self.examples[i].samples)) for i in members]
+        longest = max(tokens for tokens, _ in sizes)
+        width = max(longest, self.config.pack_tokens)
+        self._width[bucket] = -(-width // TOKEN_MULTIPLE) * TOKEN_MULTIPLE
+        self._clips[bucket] = 1
+        if self.config.pack_tokens:
+            order = np.random.default_rng([self.config.seed, bucket]).permutation(len(members))
+            self._clips[bucket] = clips_per_row(sizes, self._width[bucket])
+            capacity = self._width[bucket], self._clips[bucket]
+            packed = first_fit([sizes[i] for i in order], capacity)
+            self._rows[bucket] = [tuple(members[order[i]] for i in row) for row in packed]
+        else:
+            self._rows[bucket] = [(i,) for i in members]
 
     @property
     def steps_per_epoch(self) -> int:
         return sum(
-            math.ceil(len(members) / self._records_per_step(bucket))
-            for bucket, members in self._members.items()
+            math.ceil(len(rows) / self._rows_per_step(bucket))
+            for bucket, rows in self._rows.items()
         )
 
-    def _records_per_step(self, bucket: int) -> int:
+    @property
+    def padding(self) -> float:
+        """Share of an epoch's token slots that hold no token."""
+        slots = sum(
+            math.ceil(len(rows) / self._rows_per_step(b)) * self._rows_per_step(b) * self._width[b]
+            for b, rows in self._rows.items()
+        )
+        return 1 - sum(example.tokens for example in self.examples) / slots
+
+    def _rows_per_step(self, bucket: int) -> int:
         return self.config.buckets[bucket] * self.accumulate
 
-    def _measure(self, record: Record) -> Example:
+    def _tolerate(self, error: InputError, source: str) -> None:
+        """Counts and names an unusable record; raises once there are more than are allowed."""
+        error = error if error.source.startswith(source) else error.within(source)
+        allowed = self.config.max_unusable
+        with self._noting:
+            if source in self.unusable:
+                return
+            self.unusable[source] = str(error)
+            if len(self.unusable) > allowed:
+                if not allowed:
+                    raise error
+                raise InputError(
+                    str(source),
+                    f"is the {len(self.unusable)}th unusable record, data.max_unusable is "
+                    f"{allowed} ({error.cause})",
+                    "run: qa-jax data check MANIFEST",
+                )
+        warnings.warn(f"left out: {error}", stacklevel=2)
+
+    def _measure(self, record: Record) -> Example | None:
+        try:
+            return self._measured(record)
+        except InputError as error:
+            self._tolerate(error, record.source)
+            return None
+
+    def _measured(self, record: Record) -> Example:
         try:
             samples = tuple(
                 clip_samples(clip, record.base, self.config.long_audio)
@@ -142,54 +208,90 @@ class TrainData:
         return Example(record, samples, len(ids), min(fits))
 
     def _epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
-        """All steps of an epoch in order: (bucket, records). The last of a bucket may be short."""
+        """All steps of an epoch in order: (bucket, rows). The last of a bucket may be short."""
         if epoch in self._planned:
             return self._planned[epoch]
         rng = np.random.default_rng([self.config.seed, epoch])
         steps = []
-        for bucket, members in self._members.items():
-            order, size = rng.permutation(members), self._records_per_step(bucket)
+        for bucket, rows in self._rows.items():
+            order, size = rng.permutation(len(rows)), self._rows_per_step(bucket)
             steps += [(bucket, order[i : i + size]) for i in range(0, len(order), size)]
         plan = [steps[i] for i in rng.permutation(len(steps))]
         # Two epochs are kept: threads that read ahead are still asked for the one before.
         self._planned = {e: p for e, p in self._planned.items() if e == epoch - 1} | {epoch: plan}
         return plan
 
-    def batch(self, step: int) -> TrainBatch:
-        """The data of a step, counted from 0 through all epochs."""
-        epoch, index = divmod(step, self.steps_per_epoch)
-        bucket, members = self._epoch(epoch)[index]
-        rows = self.config.buckets[bucket]
-        micro = [members[i * rows : (i + 1) * rows] for i in range(self.accumulate)]
-        return _stack([self._micro_batch(bucket, m) for m in micro])
+    def batch(self, step: int, groups: Sequence[int] | None = None) -> TrainBatch:
+        """The data of a step, counted from 0 through all epochs.
 
-    def _micro_batch(self, bucket: int, members: np.ndarray) -> TrainBatch:
-        rows, width = self.config.buckets[bucket], self._width[bucket]
-        tokens = np.full((rows, width), self.processor.pad_id, np.int32)
-        valid = np.zeros((rows, width), bool)
-        weights = np.zeros((rows, width), np.float32)
-        clips: list[list[np.ndarray]] = [[] for _ in range(self.groups)]
-        for row, member in enumerate(members):
-            example = self.examples[member]
-            waves = self._load(example)
-            sizes = [wave.size for wave in waves]
-            ids, answer = self.processor.expand_answers(example.record.prompt, sizes)
-            tokens[row, : len(ids)], valid[row, : len(ids)] = ids, True
-            weights[row, : len(ids)] = np.array(answer) * float(sum(answer)) ** self.length_exponent
-            clips[row * self.groups // rows] += waves
-        if not bucket:
-            return TrainBatch(tokens, valid, weights, None, None)
-        per_row = -(-max(map(len, clips)) * self.groups // rows)
-        per_group = max(per_row, 1) * rows // self.groups
-        signal = np.zeros((self.groups, per_group, bucket * HOP_LENGTH), np.float32)
-        frames = np.zeros((self.groups, per_group), np.int32)
-        for group, waves in enumerate(clips):
-            for i, wave in enumerate(waves):
-                signal[group, i, : wave.size] = wave
-                frames[group, i] = valid_frames(wave.size)
-        return TrainBatch(
-            tokens, valid, weights, signal.reshape(-1, signal.shape[-1]), frames.reshape(-1)
+        `groups` names those groups of rows that this process needs (all by default): the batch then
+        holds their rows and clips alone, one group after the other.
+        """
+        bucket, members = self._at(step)
+        rows = self.config.buckets[bucket]
+        some = range(self.groups) if groups is None else groups
+        micro = [members[i * rows : (i + 1) * rows] for i in range(self.accumulate)]
+        return _stack([self._micro_batch(bucket, m, some) for m in micro], len(some))
+
+    def _at(self, step: int) -> tuple[int, np.ndarray]:
+        epoch, index = divmod(step, self.steps_per_epoch)
+        return self._epoch(epoch)[index]
+
+    def sources(self, step: int) -> list[str]:
+        """Where the records of a step came from, "file:line" each."""
+        bucket, members = self._at(step)
+        return [self.examples[i].record.source for m in members for i in self._rows[bucket][m]]
+
+    def _micro_batch(self, bucket: int, members: np.ndarray, groups: Sequence[int]) -> TrainBatch:
+        per_group, width = self.config.buckets[bucket] // self.groups, self._width[bucket]
+        shape = (per_group * len(groups), width)
+        tokens = np.full(shape, self.processor.pad_id, np.int32)
+        segments = np.zeros(shape, np.int32)
+        weights = np.zeros(shape, np.float32)
+        clips: list[list[np.ndarray]] = [[] for _ in groups]
+        shares = [members[i : i + per_group] for i in range(0, self.groups * per_group, per_group)]
+        # The number of clips is decided by what all processes know, not by what this one reads.
+        rows = self._rows[bucket]
+        slots = max(
+            sum(len(self.examples[i].samples) for m in share for i in rows[m]) for share in shares
         )
+        for at, group in enumerate(groups):
+            for row, member in enumerate(shares[group], start=at * per_group):
+                start = 0
+                for index in rows[member]:
+                    read = self._read(self.examples[index])
+                    if read is None:
+                        continue
+                    ids, answer, waves = read
+                    here = slice(start, start + len(ids))
+                    tokens[row, here] = ids
+                    segments[row, here] = segments[row].max() + 1
+                    weight = float(sum(answer)) ** self.length_exponent
+                    weights[row, here] = np.array(answer) * weight
+                    start += len(ids)
+                    clips[at] += waves
+        if not bucket:
+            return TrainBatch(tokens, segments, weights, None, None)
+        slots = -(-max(slots, self._clips[bucket] * per_group) // per_group) * per_group
+        signal = np.zeros((len(groups), slots, bucket * HOP_LENGTH), np.float32)
+        frames = np.zeros((len(groups), slots), np.int32)
+        for at, waves in enumerate(clips):
+            for i, wave in enumerate(waves):
+                signal[at, i, : wave.size] = wave
+                frames[at, i] = valid_frames(wave.size)
+        return TrainBatch(
+            tokens, segments, weights, signal.reshape(-1, signal.shape[-1]), frames.reshape(-1)
+        )
+
+    def _read(self, example: Example) -> tuple[list[int], list[bool], list[np.ndarray]] | None:
+        """A record's ids, which of them are answers, and its sound; None for an unusable one."""
+        try:
+            waves = self._load(example)
+        except InputError as error:
+            self._tolerate(error, example.record.source)
+            return None
+        sizes = [wave.size for wave in waves]
+        return *self.processor.expand_answers(example.record.prompt, sizes), waves
 
     def _load(self, example: Example) -> list[np.ndarray]:
         record = example.record
@@ -212,40 +314,42 @@ class TrainData:
             )
         return waves
 
-    def iterate(self) -> Any:
+    def iterate(self, groups: Sequence[int] | None = None) -> Any:
         """A Grain iterator over all steps, decoding ahead in threads, with get_state/set_state."""
         import grain
 
         read = grain.ReadOptions(
             num_threads=self.config.threads, prefetch_buffer_size=2 * max(1, self.config.threads)
         )
-        return iter(grain.MapDataset.source(_Steps(self)).to_iter_dataset(read))
+        return iter(grain.MapDataset.source(_Steps(self, groups)).to_iter_dataset(read))
 
 
 class _Steps:
     """What Grain sees: a sequence of batches with no end in sight."""
 
-    def __init__(self, data: TrainData) -> None:
-        self.data = data
+    def __init__(self, data: TrainData, groups: Sequence[int] | None) -> None:
+        self.data, self.groups = data, groups
 
     def __len__(self) -> int:
         return 2**40
 
     def __getitem__(self, step: int) -> TrainBatch:
-        return self.data.batch(int(step))
+        return self.data.batch(int(step), self.groups)
 
 
-def _stack(micro: list[TrainBatch]) -> TrainBatch:
-    """Micro-batches as one; those with fewer clips are filled up."""
-    clips = max(0 if m.frames is None else len(m.frames) for m in micro)
+def _stack(micro: list[TrainBatch], groups: int) -> TrainBatch:
+    """Micro-batches as one; those whose groups have fewer clips are filled up."""
+    clips = max(0 if m.frames is None else len(m.frames) // groups for m in micro)
+
+    def fill(x: Any) -> np.ndarray:
+        x = x.reshape(groups, -1, *x.shape[1:])
+        x = np.pad(x, [(0, 0), (0, clips - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
+        return x.reshape(groups * clips, *x.shape[2:])
+
     return TrainBatch(
         tokens=np.stack([m.tokens for m in micro]),
-        valid=np.stack([m.valid for m in micro]),
+        segments=np.stack([m.segments for m in micro]),
         weights=np.stack([m.weights for m in micro]),
-        signal=np.stack([_fill(m.signal, clips) for m in micro]) if clips else None,
-        frames=np.stack([_fill(m.frames, clips) for m in micro]) if clips else None,
+        signal=np.stack([fill(m.signal) for m in micro]) if clips else None,
+        frames=np.stack([fill(m.frames) for m in micro]) if clips else None,
     )
-
-
-def _fill(x: Any, length: int) -> np.ndarray:
-    return np.pad(x, [(0, length - len(x))] + [(0, 0)] * (x.ndim - 1))

@@ -5,14 +5,15 @@
                   {"role": "assistant", "content": "..."}]}
     {"audio": "a.wav", "prompt": "...", "text": "..."}
 
-The second is the short form for pre-training: raw prompts without a template. Paths are relative
-to the manifest; records without audio are allowed; other keys are left alone.
+The second is the short form for pre-training: raw prompts without a template. The first may also be
+spelt as ms-swift does, see `with_clips`. Paths are relative to the manifest; records without audio
+are allowed; other keys are left alone.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from qa_jax.data.chat import PLACEHOLDER, Prompt, Span, render
 from qa_jax.data.tokenizer import AUDIO, END_OF_TEXT
 from qa_jax.errors import InputError
 
+_SWIFT = "<audio>"
 _REMEDY = 'give {"messages": [...]} or {"audio": ..., "prompt": ..., "text": ...}'
 
 
@@ -39,8 +41,15 @@ class Record(NamedTuple):
     raw: Mapping[str, Any]
 
 
-def read_manifest(path: str | Path) -> list[Record]:
-    """All records of a manifest; raises InputError naming the first unusable line."""
+Tolerate = Callable[[InputError, str], None]
+"""Told of an unusable record and where it is; returns where it may be left out, or raises."""
+
+
+def read_manifest(path: str | Path, tolerate: Tolerate | None = None) -> list[Record]:
+    """All records of a manifest.
+
+    Raises InputError naming the first unusable line, unless `tolerate` lets it pass.
+    """
     path = Path(path)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -48,16 +57,53 @@ def read_manifest(path: str | Path) -> list[Record]:
         raise InputError(path, f"not readable ({error})", "check the path") from None
     records = []
     for number, line in enumerate(lines, start=1):
-        if line.strip():
-            source = f"{path}:{number}"
-            try:
-                raw = json.loads(line)
-            except ValueError as error:
-                raise InputError(source, f"not JSON ({error})", "one object a line") from None
-            records.append(Record(source, path.parent, to_prompt(raw, source), raw))
+        if not line.strip():
+            continue
+        source = f"{path}:{number}"
+        try:
+            records.append(_record(line, source, path.parent))
+        except InputError as error:
+            if tolerate is None:
+                raise
+            tolerate(error, source)
     if not records:
         raise InputError(path, "holds no records", _REMEDY)
     return records
+
+
+def _record(line: str, source: str, base: Path) -> Record:
+    try:
+        raw = json.loads(line)
+    except ValueError as error:
+        raise InputError(source, f"not JSON ({error})", "one object a line") from None
+    return Record(source, base, to_prompt(raw, source), raw)
+
+
+def read_mixture(
+    manifests: str | Mapping[str, float], tolerate: Tolerate | None = None
+) -> list[Record]:
+    """The records of an epoch.
+
+    Args:
+        manifests: one path, or how often an epoch holds the records of each, at least once: with
+            2.5 every record comes twice, and every second one a third time.
+        tolerate: see `read_manifest`.
+    """
+    if isinstance(manifests, str):
+        return read_manifest(manifests, tolerate)
+    mixed: list[Record] = []
+    for path, times in manifests.items():
+        if not times >= 1:
+            raise InputError(
+                f"data.train {path}", f"weight {times} is under 1", "raise the others' instead"
+            )
+        records = read_manifest(path, tolerate)
+        whole = int(times)
+        extra = round((times - whole) * len(records))
+        # Spread over the manifest, whose neighbours are often alike.
+        some = [records[i * len(records) // extra] for i in range(extra)]
+        mixed += records * whole + some
+    return mixed
 
 
 def to_prompt(raw: Any, source: str) -> Prompt:
@@ -66,7 +112,7 @@ def to_prompt(raw: Any, source: str) -> Prompt:
         raise InputError(source, "not a JSON object", _REMEDY)
     if "messages" in raw:
         try:
-            prompt = render(raw["messages"])
+            prompt = render(with_clips(raw))
         except InputError as error:
             raise error.within(source) from None
     elif isinstance(raw.get("text"), str):
@@ -76,6 +122,50 @@ def to_prompt(raw: Any, source: str) -> Prompt:
     if not any(span.answer for span in prompt.spans):
         raise InputError(source, "no assistant turn to learn", "add one, or leave the record out")
     return prompt
+
+
+def with_clips(raw: Mapping[str, Any]) -> Any:
+    """A record's messages, with clips where ms-swift's form names them apart.
+
+    That form is {"messages": [{"role": "user", "content": "<audio>What is heard?"}, ...], "audios":
+    ["a.wav"]}: each `<audio>` stands for the next clip; clips without one come before the first
+    user's text.
+    """
+    if "audios" not in raw:
+        return raw["messages"]
+    clips, messages = raw["audios"], raw["messages"]
+    if isinstance(clips, str):
+        clips = [clips]
+    if not isinstance(clips, list) or not isinstance(messages, list):
+        raise InputError("audios", "not a list of paths", 'give "audios": ["a.wav"]')
+    texts = [m.get("content") if isinstance(m, Mapping) else None for m in messages]
+    marks = sum(text.count(_SWIFT) for text in texts if isinstance(text, str))
+    if marks not in (0, len(clips)):
+        raise InputError(
+            "audios", f"{len(clips)} clips for {marks} {_SWIFT}", f"write one {_SWIFT} for each"
+        )
+    rest = list(clips)
+    placed = []
+    for message in messages:
+        content = message.get("content") if isinstance(message, Mapping) else None
+        user = isinstance(message, Mapping) and message.get("role") == "user"
+        if isinstance(content, str) and (content.count(_SWIFT) or (user and rest and not marks)):
+            if not marks:
+                content = _SWIFT * len(rest) + content
+            message = {**message, "content": _parts(content, rest)}
+        placed.append(message)
+    return placed
+
+
+def _parts(content: str, clips: list[Any]) -> list[dict[str, Any]]:
+    """Text with marks as parts; takes the clips it places out of the list."""
+    parts: list[dict[str, Any]] = []
+    for i, text in enumerate(content.split(_SWIFT)):
+        if i:
+            parts.append({"type": "audio", "audio": clips.pop(0)})
+        if text:
+            parts.append({"type": "text", "text": text})
+    return parts
 
 
 def _short_form(raw: Mapping[str, Any], source: str) -> Prompt:

@@ -69,6 +69,15 @@ def place_audio(
     return jnp.where(is_audio[..., None], gathered.reshape(b, t, d), embeds)
 
 
+def segment_positions(segments: jax.Array) -> jax.Array:
+    """(B, T) segment ids -> (B, T) positions, counted from 0 where each segment starts."""
+    ids = segments.astype(jnp.int32)
+    count = jnp.maximum(jnp.cumsum(ids > 0, axis=1) - 1, 0)
+    highest = jax.lax.cummax(jnp.pad(ids, ((0, 0), (1, 0)))[:, :-1], axis=1)
+    # Ids rise along a row, so that a higher one than any before is where a segment starts.
+    return count - jax.lax.cummax(jnp.where(ids > highest, count, 0), axis=1)
+
+
 class Qwen2Audio(Module):
     """The whole model. Build it from a config, then `module.bind` gives it parameters."""
 
@@ -106,7 +115,7 @@ class Qwen2Audio(Module):
     def __call__(
         self,
         tokens: jax.Array,
-        valid: jax.Array,
+        segments: jax.Array,
         audio: Audio | None = None,
         groups: int = 1,
         cache: KVCache | None = None,
@@ -115,7 +124,8 @@ class Qwen2Audio(Module):
 
         Args:
             tokens: (B, T) ids, each placeholder already one id per audio token.
-            valid: bool (B, T), False at padding, on either side.
+            segments: (B, T) int, or bool where a row is one text: tokens see those before them in
+                their own segment and count their positions from its start; 0 is padding.
             audio: the clips behind the placeholders.
             groups: see `place_audio`.
             cache: an empty cache of at least T slots to fill, for generation.
@@ -123,11 +133,12 @@ class Qwen2Audio(Module):
         Returns:
             (B, T, D) hidden states and the filled cache.
         """
-        positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
         t = tokens.shape[1]
         slots = t if cache is None else cache.k.shape[2]
-        keys = jnp.pad(valid, ((0, 0), (0, slots - t)))
-        mask = (jnp.arange(t)[:, None] >= jnp.arange(slots)) & keys[:, None]
+        keys = jnp.pad(segments, ((0, 0), (0, slots - t)))
+        same = (segments[:, :, None] == keys[:, None]) & (keys[:, None] > 0)
+        mask = (jnp.arange(t)[:, None] >= jnp.arange(slots)) & same
+        positions = segment_positions(segments)
         return self.decoder(self.embed(tokens, audio, groups), positions, mask, cache)
 
     def logits(self, hidden: jax.Array) -> jax.Array:

@@ -1,20 +1,27 @@
-"""Where it runs: the device mesh, one table of sharding rules, and the constraint helper."""
+"""Where it runs: processes, the device mesh, one table of sharding rules, the constraint helper."""
 
 from qa_jax.parallel.mesh import (
     BATCH_AXES,
     RULES,
     batch_shards,
     constrain,
+    local_groups,
     make_mesh,
     partition_spec,
     sharding,
 )
+from qa_jax.parallel.start import any_process, barrier, first_process, join_processes
 
 __all__ = [
     "BATCH_AXES",
     "RULES",
+    "any_process",
+    "barrier",
     "batch_shards",
     "constrain",
+    "first_process",
+    "join_processes",
+    "local_groups",
     "make_mesh",
     "partition_spec",
     "sharding",

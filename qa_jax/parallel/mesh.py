@@ -9,11 +9,13 @@ import math
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from qa_jax.config import MeshConfig
 from qa_jax.errors import InputError
 
+AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
@@ -53,9 +55,25 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"data x fsdp x tensor = {sizes} does not make {len(devices)} devices",
             "choose sizes whose product is the device count, or -1 for one of them",
         )
-    return jax.make_mesh(
-        tuple(sizes), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices
+    slices = len({getattr(d, "slice_index", 0) for d in devices})
+    if slices > 1:
+        return _mesh_of_slices(sizes, slices, devices)
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def _mesh_of_slices(sizes: list[int], slices: int, devices: Sequence[jax.Device]) -> Mesh:
+    """Only `data` crosses the slow network between slices: one gradient reduction a step."""
+    from jax.experimental import mesh_utils
+
+    data, fsdp, tensor = sizes
+    if data % slices:
+        raise InputError(
+            "mesh", f"data = {data} is no multiple of {slices} slices", f"set data to {slices}"
+        )
+    grid = mesh_utils.create_hybrid_device_mesh(
+        (data // slices, fsdp, tensor), (slices, 1, 1), devices
     )
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def partition_spec(
@@ -99,6 +117,12 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
         return x
     spec = partition_spec(axes, x.shape, dict(mesh.shape), "activation")
     return jax.lax.with_sharding_constraint(x, spec)
+
+
+def local_groups(mesh: Mesh) -> list[int]:
+    """Which of the `batch_shards` this process's devices hold, in order."""
+    here = np.vectorize(lambda d: d.process_index == jax.process_index())(mesh.devices)
+    return [int(i) for i in np.flatnonzero(here.any(axis=2).reshape(-1))]
 
 
 def batch_shards(mesh: Mesh | None) -> int:

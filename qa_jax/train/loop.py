@@ -18,10 +18,10 @@ from qa_jax import checkpoint
 from qa_jax.config import RunConfig
 from qa_jax.data import TrainBatch
 from qa_jax.errors import InputError
-from qa_jax.model import bind
-from qa_jax.parallel import BATCH_AXES
+from qa_jax.model import Params, bind
+from qa_jax.parallel import BATCH_AXES, any_process, barrier, first_process, local_groups
 from qa_jax.train.metrics import MetricsWriter, read_metrics
-from qa_jax.train.objectives import next_token_loss
+from qa_jax.train.objectives import Sums, next_token_loss
 from qa_jax.train.report import Report
 from qa_jax.train.setup import Run, abstract_state, initial_state, prepare
 from qa_jax.train.step import Metrics, TrainState, jit_step, make_step
@@ -34,7 +34,7 @@ class Stopped(Exception):
 def train(config: RunConfig, console: Console | None = None) -> dict[str, float]:
     """Trains to `train.steps`, or goes on doing so, and returns the last step's metrics.
 
-    SIGINT and SIGTERM save the step at hand and raise Stopped.
+    SIGINT and SIGTERM, to any of its processes, save the step at hand and raise Stopped.
     """
     console = console or Console()
     run = prepare(config)
@@ -47,25 +47,35 @@ class _Loop:
         self.run_ = run
         self.config = run.config.train
         groups = run.data.groups
-        checkpoint.create(self.config.output, run.model_config, run.text_source)
-        self.steps = checkpoint.Checkpoints(self.config.output, self.config.keep)
-        self.data = run.data.iterate()
+        self.local = local_groups(run.mesh)
+        if first_process():
+            checkpoint.create(self.config.output, run.model_config, run.text_source)
+        barrier("created")
+        self.steps = checkpoint.Checkpoints(
+            self.config.output, self.config.keep, self.config.keep_every
+        )
+        self.data = run.data.iterate(self.local)
         self.state = self._start()
-        self.writer = MetricsWriter(self.config.output, int(self.state.step))
+        self.writer = MetricsWriter(self.config.output, int(self.state.step), first_process())
         self.report = Report(console, run, int(self.state.step))
         step = make_step(run.model, run.optimizer, run.trained, run.learning_rate, groups)
         self.step = jit_step(step, self.state)
         bound = bind(run.model)
-        self.eval_step = jax.jit(lambda p, b: next_token_loss(bound(p), b, groups))
+
+        def eval_step(params: Params, batch: TrainBatch) -> Sums:
+            return next_token_loss(bound(params), jax.tree.map(lambda x: x[0], batch), groups)
+
+        everywhere = NamedSharding(run.mesh, PartitionSpec())
+        self.eval_step = jax.jit(eval_step, out_shardings=everywhere)
 
     def _start(self) -> TrainState:
-        latest = self.steps.latest()
-        if latest is None:
-            return initial_state(self.run_)
         abstract = abstract_state(self.run_)
-        saved = self.steps.restore(
-            latest, params=abstract.params, optimizer=abstract.optimizer, progress=None
+        found = self.steps.restore_latest(
+            params=abstract.params, optimizer=abstract.optimizer, progress=None
         )
+        if found is None:
+            return initial_state(self.run_)
+        latest, saved = found
         self.data.set_state(saved["progress"]["data"])
         step = jax.device_put(np.int32(latest), abstract.step.sharding)
         return TrainState(step, saved["params"], saved["optimizer"])
@@ -79,26 +89,33 @@ class _Loop:
             batch = next(self.data)
             waited = time.perf_counter() - started
             placed = self._place(batch)
+            self._profile(number)
             with jax.transfer_guard("disallow"):
                 self.state, metrics = self.step(self.state, placed)
             # While the device runs this step, the one before is read and reported.
             if pending is not None:
                 logged = self._log(*pending) or logged
             pending = number, metrics, waited
+            self.report.computed(batch, len(self.local))
             if self._due(number, self.config.eval_every) and self.run_.eval_data:
                 self._evaluate(number)
-            if self._due(number, self.config.save_every) or stop:
+            stopping = any_process(bool(stop))
+            if self._due(number, self.config.save_every) or stopping:
                 self._save(number)
-            if stop:
+            if stopping:
                 break
         if pending is not None:
             logged = self._log(*pending) or logged
-        if self.steps.latest() != int(self.state.step) and first < last and not stop:
-            self._save(last)
+        stopped = int(self.state.step) < last
+        if first < last and not stopped:
+            if self.run_.eval_data and not self._due(last, self.config.eval_every):
+                self._evaluate(last)
+            if not self._due(last, self.config.save_every):
+                self._save(last)
         self.steps.close()
         self.writer.close()
         self.report.close()
-        if stop:
+        if stopped:
             raise Stopped(
                 f"stopped at step {int(self.state.step)} and saved; the same command goes on"
             )
@@ -108,22 +125,44 @@ class _Loop:
         return bool(every) and number % every == 0
 
     def _place(self, batch: TrainBatch) -> TrainBatch:
+        """This process's rows and clips as its part of the whole batch."""
+        place = NamedSharding(self.run_.mesh, PartitionSpec(None, BATCH_AXES))
+        local, groups = self.local, self.run_.data.groups
+
         def put(x: np.ndarray) -> jax.Array:
-            spec = PartitionSpec(None, BATCH_AXES)
-            return jax.device_put(x, NamedSharding(self.run_.mesh, spec))
+            if len(local) == groups:
+                return jax.device_put(x, place)
+            each = x.shape[1] // len(local)
+
+            def part(index: Any) -> np.ndarray:
+                at = local.index((index[1].start or 0) // each) * each
+                return x[:, at : at + each]
+
+            shape = (x.shape[0], each * groups, *x.shape[2:])
+            return jax.make_array_from_callback(shape, place, part)
 
         return jax.tree.map(put, batch)
 
+    def _profile(self, number: int) -> None:
+        """A trace of the steps that `train.profile` names, for TensorBoard or Perfetto."""
+        first, last = self.config.profile or (0, -1)
+        if number == first:
+            jax.profiler.start_trace(f"{self.config.output}/profile")
+        elif number == last + 1:
+            jax.block_until_ready(self.state)
+            jax.profiler.stop_trace()
+
     def _log(self, number: int, metrics: Metrics, waited: float) -> dict[str, float]:
         self.report.advance(number, waited)
-        if not self._due(number, self.config.log_every) and number != self.config.steps:
+        logged = self._due(number, self.config.log_every) or number == self.config.steps
+        if not logged and bool(np.isfinite(metrics["loss"])):
             return {}
         values = {k: float(v) for k, v in jax.device_get(metrics).items()}
         if not math.isfinite(values["loss"]):
             raise InputError(
                 f"step {number}",
-                f"the loss is {values['loss']}",
-                "lower optimizer.peak_lr, or start from an earlier checkpoint",
+                f"the loss is {values['loss']} on {_few(self.run_.data.sources(number - 1))}",
+                "look at them, lower optimizer.peak_lr, or start from an earlier checkpoint",
             )
         values |= self.report.show(number, values)
         self.writer.write(number, values)
@@ -134,8 +173,8 @@ class _Loop:
         assert data is not None
         loss = weight = correct = tokens = 0.0
         for i in range(data.steps_per_epoch):
-            batch = jax.tree.map(lambda x: x[0], self._place(data.batch(i)))
-            sums = jax.device_get(self.eval_step(self.state.params, batch))
+            sums = self.eval_step(self.state.params, self._place(data.batch(i, self.local)))
+            sums = jax.device_get(sums)
             loss, weight = loss + float(sums.loss), weight + float(sums.weight)
             correct, tokens = correct + float(sums.correct), tokens + float(sums.tokens)
         values = {"eval_loss": loss / weight, "eval_accuracy": correct / tokens}
@@ -149,6 +188,11 @@ class _Loop:
             optimizer=self.state.optimizer,
             progress={"data": self.data.get_state()},
         )
+
+
+def _few(sources: list[str], limit: int = 8) -> str:
+    more = f" and {len(sources) - limit} more" if len(sources) > limit else ""
+    return ", ".join(sources[:limit]) + more
 
 
 def _last_logged(output: str) -> dict[str, Any]:

@@ -11,12 +11,16 @@ from typing import Any, TextIO
 class MetricsWriter:
     """Writes steps to DIR/metrics.jsonl and DIR/tensorboard.
 
-    On resuming at step N, lines of later steps are dropped: they will be computed again.
+    On resuming at step N, lines of later steps are dropped: they will be computed again. Only one
+    process of a job is `active`.
     """
 
-    def __init__(self, directory: str | Path, resume_at: int) -> None:
+    def __init__(self, directory: str | Path, resume_at: int, active: bool = True) -> None:
         from tensorboardX import SummaryWriter
 
+        self.active = active
+        if not active:
+            return
         self.path = Path(directory) / "metrics.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = [json.dumps(m) for m in read_metrics(self.path) if m["step"] <= resume_at]
@@ -26,6 +30,8 @@ class MetricsWriter:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Adds a step; floats are written so that they read back to the same bits."""
+        if not self.active:
+            return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
@@ -33,8 +39,9 @@ class MetricsWriter:
                 self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        if self.active:
+            self._file.close()
+            self._board.close()
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

@@ -43,14 +43,14 @@ def next_token_loss(model: Qwen2Audio, batch: TrainBatch, groups: int = 1) -> Su
         groups: see `qa_jax.model.qwen2_audio.place_audio`.
     """
     audio = None if batch.signal is None else Audio(batch.signal, batch.frames)
-    hidden, _ = model(batch.tokens, batch.valid, audio, groups)
+    hidden, _ = model(batch.tokens, batch.segments, audio, groups)
     seconds = jnp.zeros(()) if audio is None else jnp.sum(audio.frames) * 0.01
-    # Position t predicts token t + 1, so the last position predicts nothing.
-    loss, correct = _cross_entropy(
-        model.logits, hidden[:, :-1], batch.tokens[:, 1:], batch.weights[:, 1:]
-    )
-    counted = batch.weights[:, 1:] > 0
-    return Sums(loss, jnp.sum(batch.weights[:, 1:]), correct, jnp.sum(counted), seconds)
+    # Position t predicts token t + 1, so the last position predicts nothing; nor does a record's
+    # last token predict the next record's first.
+    same = batch.segments[:, 1:] == batch.segments[:, :-1]
+    weights = jnp.where(same, batch.weights[:, 1:], 0)
+    loss, correct = _cross_entropy(model.logits, hidden[:, :-1], batch.tokens[:, 1:], weights)
+    return Sums(loss, jnp.sum(weights), correct, jnp.sum(weights > 0), seconds)
 
 
 def _cross_entropy(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterable
 from typing import Any
 
+import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
@@ -31,20 +33,30 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def trainable(params: Params, freeze: tuple[str, ...]) -> Params:
     """A tree of bools: False where a pattern of `freeze` matches the path from its start."""
     names = {path: "/".join(path) for path in flatten(params)}
-    for pattern in freeze:
-        try:
-            hits = any(re.match(pattern, name) for name in names.values())
-        except re.error as error:
-            raise InputError(
-                "optimizer.freeze", f"{pattern!r} is no regular expression ({error})"
-            ) from None
-        if not hits:
-            raise InputError(
-                "optimizer.freeze",
-                f"{pattern!r} matches no parameter",
-                nearest(pattern, names.values()),
-            )
+    _check_patterns("optimizer.freeze", freeze, names.values())
     return nest({path: not any(re.match(p, name) for p in freeze) for path, name in names.items()})
+
+
+def _check_patterns(setting: str, patterns: Iterable[str], names: Collection[str]) -> None:
+    for pattern in patterns:
+        try:
+            hits = any(re.match(pattern, name) for name in names)
+        except re.error as error:
+            raise InputError(setting, f"{pattern!r} is no regular expression ({error})") from None
+        if not hits:
+            raise InputError(setting, f"{pattern!r} matches no parameter", nearest(pattern, names))
+
+
+def rate_factors(params: Params, rates: dict[str, float]) -> Params:
+    """How many times the learning rate each parameter takes."""
+    names = {path: "/".join(path) for path in flatten(params)}
+    _check_patterns("optimizer.rates", rates, names.values())
+    return nest(
+        {
+            path: next((x for p, x in rates.items() if re.match(p, name)), 1.0)
+            for path, name in names.items()
+        }
+    )
 
 
 def make_optimizer(
@@ -82,10 +94,16 @@ def make_optimizer(
         ),
         "freeze": optax.set_to_zero(),
     }
-    return optax.chain(
+    steps_of = [
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         optax.partition(groups, nest({path: group(path) for path in declared})),
-    )
+    ]
+    if config.rates:
+        factors = rate_factors(nest(declared), config.rates)
+        steps_of.append(
+            optax.stateless(lambda updates, _: jax.tree.map(lambda u, x: u * x, updates, factors))
+        )
+    return optax.chain(*steps_of)
 
 
 def _sides(path: tuple[str, ...], d: Declaration) -> MuonDimensionNumbers | None:

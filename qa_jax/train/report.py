@@ -5,8 +5,16 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import jax
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from qa_jax.config import HOP_LENGTH
+from qa_jax.data import TrainBatch
+from qa_jax.model.flops import training_flops
+from qa_jax.parallel import first_process
+from qa_jax.parallel.hardware import memory_in_use, peak_flops
 
 if TYPE_CHECKING:
     from qa_jax.train.setup import Run
@@ -27,18 +35,26 @@ class Report:
         self._since = time.perf_counter()
         self._steps = 0
         self._waited = 0.0
+        self._flops, self._slots, self._held = 0, 0, 0
+        self._run = run
+        device = run.mesh.devices.flat[0]
+        self._peak = peak_flops(device)
+        self._device = device if device.process_index == jax.process_index() else None
         data = run.data
-        console.print(
-            f"{len(data.examples):,} records, {data.steps_per_epoch:,} steps an epoch, "
-            f"{run.mesh.size} device(s); step {step:,} of {run.config.train.steps:,}"
-        )
+        self._quiet = not first_process()
+        if not self._quiet:
+            console.print(
+                f"{len(data.examples):,} records, {data.steps_per_epoch:,} steps an epoch, "
+                f"{data.padding:.1%} padding, {run.mesh.size} device(s) in "
+                f"{jax.process_count()} process(es); step {step:,} of {run.config.train.steps:,}"
+            )
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             console=console,
-            disable=not console.is_terminal,
+            disable=not console.is_terminal or self._quiet,
         )
         self._task = self._bar.add_task("training", total=run.config.train.steps, completed=step)
         self._bar.start()
@@ -49,6 +65,18 @@ class Report:
         self._steps += 1
         self._waited += waited
 
+    def computed(self, batch: TrainBatch, local_groups: int) -> None:
+        """A batch of this process was sent to the device; all groups' are of its shape."""
+        accumulate, rows, tokens = batch.tokens.shape
+        everywhere = self._run.data.groups * accumulate / local_groups
+        clips, frames = 0, 0
+        if batch.signal is not None:
+            clips, frames = batch.signal.shape[1], batch.signal.shape[2] // HOP_LENGTH
+        config = self._run.model_config
+        self._flops += int(everywhere * training_flops(config, rows, tokens, clips, frames))
+        self._slots += batch.tokens.size
+        self._held += int(np.count_nonzero(batch.segments))
+
     def show(self, number: int, values: dict[str, float]) -> dict[str, float]:
         """Shows a logged step and returns the speeds since the one before."""
         now = time.perf_counter()
@@ -58,8 +86,18 @@ class Report:
             "audio_seconds_per_second": values["audio_seconds"] * self._steps / elapsed,
             "tokens_per_second": values["tokens"] * self._steps / elapsed,
             "data_wait": self._waited / elapsed,
+            "padding": 1 - self._held / max(self._slots, 1),
+            "teraflops_per_second": self._flops / elapsed / 1e12,
         }
+        if self._peak is not None:
+            speeds["mfu"] = self._flops / elapsed / (self._peak * self._run.mesh.size)
+        memory = None if self._device is None else memory_in_use(self._device)
+        if memory is not None:
+            speeds["memory_gb"] = memory / 1e9
+        if self._run.data.unusable:
+            speeds["unusable_records"] = len(self._run.data.unusable)
         self._since, self._steps, self._waited = now, 0, 0.0
+        self._flops = self._slots = self._held = 0
         self.losses.append(values["loss"])
         self.line(
             number,
@@ -68,6 +106,7 @@ class Report:
                 "accuracy": values["accuracy"],
                 "steps/s": speeds["steps_per_second"],
                 "audio s/s": speeds["audio_seconds_per_second"],
+                **{k: speeds[k] for k in ("mfu", "memory_gb") if k in speeds},
             },
             sparkline(self.losses),
         )
@@ -75,6 +114,8 @@ class Report:
 
     def line(self, number: int, values: dict[str, float], tail: str = "") -> None:
         """One line of numbers."""
+        if self._quiet:
+            return
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         self._bar.console.print(f"step {number:>6}  {numbers}  {tail}", highlight=False)
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from qa_jax.data.loader import TrainBatch
 from qa_jax.model import Params, Qwen2Audio, bind
@@ -32,7 +33,9 @@ def jit_step(step: Callable[..., Any], state: TrainState) -> Callable[..., Any]:
     compiled once more.
     """
     places = jax.tree.map(lambda x: x.sharding, state)
-    return jax.jit(step, donate_argnums=0, out_shardings=(places, None))
+    # Metrics lie whole in every process, which then need not ask one another for them.
+    everywhere = NamedSharding(state.step.sharding.mesh, PartitionSpec())
+    return jax.jit(step, donate_argnums=0, out_shardings=(places, everywhere))
 
 
 def make_step(

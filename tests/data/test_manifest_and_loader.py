@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 from pathlib import Path
@@ -12,7 +13,10 @@ import pytest
 from qa_jax.config import DataConfig, token_count
 from qa_jax.data import Processor, TrainData, read_manifest
 from qa_jax.data import loader as loading
+from qa_jax.data.archive import pack
+from qa_jax.data.chat import Prompt, render
 from qa_jax.data.manifest import split_last_answer
+from qa_jax.data.packing import clips_per_row, first_fit
 from qa_jax.errors import InputError
 
 BUCKETS = {0: 2, 104: 2, 204: 4}
@@ -40,9 +44,11 @@ def test_forms(manifest: Path) -> None:
 def test_an_epoch_holds_every_record_once(manifest: Path, processor: Processor) -> None:
     loader = data(manifest, processor)
     for epoch in range(2):
-        seen = [i for _, members in loader._epoch(epoch) for i in members]
-        assert sorted(seen) == list(range(12))
-    assert [list(m) for _, m in loader._epoch(0)] != [list(m) for _, m in loader._epoch(1)]
+        steps = range(epoch * loader.steps_per_epoch, (epoch + 1) * loader.steps_per_epoch)
+        seen = [source for step in steps for source in loader.sources(step)]
+        assert sorted(seen) == sorted(e.record.source for e in loader.examples)
+    orders = [[loader.sources(e * loader.steps_per_epoch + i) for i in range(4)] for e in (0, 1)]
+    assert orders[0] != orders[1]
 
 
 def test_batches_hold_what_the_records_say(manifest: Path, processor: Processor) -> None:
@@ -56,7 +62,7 @@ def test_batches_hold_what_the_records_say(manifest: Path, processor: Processor)
         else:
             assert token_count(batch.frames).sum() == placeholders
             clips += (batch.frames > 0).sum()
-        assert not batch.weights[~batch.valid].any()
+        assert not batch.weights[batch.segments == 0].any()
         assert not batch.weights[batch.tokens == processor.audio_token_id].any()
         answers += (batch.weights.max(axis=-1) > 0).sum()
     assert clips == 10 and answers == 12
@@ -156,3 +162,124 @@ def test_a_header_that_tells_too_little(
     with pytest.raises(InputError, match=r"manifest\.jsonl:.*more than its header says.*wav"):
         for step in range(loader.steps_per_epoch):
             loader.batch(step)
+
+
+def test_packed_rows_hold_every_record_once(manifest: Path, processor: Processor) -> None:
+    loader = data(manifest, processor, pack_tokens=300)
+    apart = data(manifest, processor)
+    assert loader.steps_per_epoch < apart.steps_per_epoch
+    texts = []
+    for each in (loader, apart):
+        found = []
+        for step in range(each.steps_per_epoch):
+            batch = each.batch(step)
+            for tokens, segments in zip(batch.tokens[0], batch.segments[0], strict=True):
+                for n in range(1, segments.max() + 1):
+                    found.append(tuple(tokens[segments == n].tolist()))
+            if batch.frames is not None:
+                placeholders = (batch.tokens == processor.audio_token_id).sum()
+                assert token_count(batch.frames).sum() == placeholders
+        texts.append(sorted(found))
+    assert texts[0] == texts[1] and len(texts[0]) == 12
+    assert max(len(row) for rows in loader._rows.values() for row in rows) > 1
+
+
+def test_first_fit() -> None:
+    assert first_fit([(6, 1), (5, 1), (4, 1), (5, 1), (20, 1), (1, 0)], (10, 2)) == [
+        (0, 2),
+        (1, 3),
+        (4,),
+        (5,),
+    ]
+    sizes = [(int(n), 1) for n in np.random.default_rng(0).integers(20, 130, 5000)]
+    rows = first_fit(sizes, (1024, clips_per_row(sizes, 1024)))
+    assert sorted(i for row in rows for i in row) == list(range(5000))
+    held = [sum(sizes[i][0] for i in row) for row in rows]
+    assert max(held) <= 1024 and sum(held) / (1024 * len(rows)) > 0.95
+
+
+def test_mixtures(manifest: Path, processor: Processor, tmp_path: Path) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(json.dumps({"text": f"number {i}"}) + "\n" for i in range(4)))
+    config = DataConfig(train={str(manifest): 1, str(other): 2.5}, buckets=BUCKETS)
+    loader = TrainData(config, processor)
+    seen = collections.Counter(e.record.source for e in loader.examples)
+    assert seen[f"{manifest}:1"] == 1
+    assert [seen[f"{other}:{i}"] for i in range(1, 5)] == [3, 2, 3, 2]
+    with pytest.raises(InputError, match=r"weight 0\.5 is under 1"):
+        TrainData(dataclasses.replace(config, train={str(other): 0.5}), processor)
+
+
+def test_a_few_unusable_records_may_be_left_out(sounds: Path, processor: Processor) -> None:
+    path = sounds / "some_bad.jsonl"
+    bad = ['{"audio": "absent.wav", "text": "x"}', "{", '{"audio": "nan.wav", "text": "x"}']
+    path.write_text("\n".join([*['{"text": "fine"}'] * 5, *bad]) + "\n")
+    with pytest.warns(UserWarning, match="left out: ") as warned:
+        loader = data(path, processor, max_unusable=3)
+        # Only decoding finds out that samples are NaN.
+        batches = [loader.batch(i) for i in range(2 * loader.steps_per_epoch)]
+    assert sum((b.weights.max(axis=-1) > 0).sum() for b in batches) == 10
+    assert len(loader.unusable) == len(warned) == 3
+    assert all(f"some_bad.jsonl:{n}" in str(w.message) for w, n in zip(warned, (7, 6, 8), strict=True))
+    with (
+        pytest.warns(UserWarning, match="left out"),
+        pytest.raises(InputError, match=r"is the 2th unusable record, data\.max_unusable is 1"),
+    ):
+        data(path, processor, max_unusable=1)
+
+
+def test_each_process_reads_its_own_groups(manifest: Path, processor: Processor) -> None:
+    loader = data(manifest, processor, groups=2, accumulate=2)
+    for step in range(loader.steps_per_epoch):
+        whole = loader.batch(step)
+        for group in range(2):
+            part = loader.batch(step, [group])
+            for x, y in zip(part, whole, strict=True):
+                if y is not None:
+                    half = y.shape[1] // 2
+                    np.testing.assert_array_equal(x, y[:, group * half : (group + 1) * half])
+
+
+@pytest.mark.parametrize("threads", [0, 1, 7])
+def test_batches_do_not_depend_on_workers(
+    manifest: Path, processor: Processor, threads: int
+) -> None:
+    loader = data(manifest, processor, pack_tokens=300)
+    stream = data(manifest, processor, pack_tokens=300, threads=threads).iterate()
+    for step in range(6):
+        for x, y in zip(next(stream), loader.batch(step), strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+def test_ms_swift_form(tmp_path: Path) -> None:
+    def row(messages: list, audios: object) -> Prompt:
+        path = tmp_path / "swift.jsonl"
+        path.write_text(json.dumps({"messages": messages, "audios": audios}) + "\n")
+        return read_manifest(path)[0].prompt
+
+    answer = {"role": "assistant", "content": "rain"}
+    ours = render(
+        [{"role": "user", "content": [{"audio": "a.wav"}, {"text": "What is heard?"}]}, answer]
+    )
+    marked = [{"role": "user", "content": "<audio>What is heard?"}, answer]
+    assert row(marked, ["a.wav"]) == ours
+    unmarked = [{"role": "user", "content": "What is heard?"}, answer]
+    assert row(unmarked, ["a.wav"]) == ours == row(unmarked, "a.wav")
+    two = row([{"role": "user", "content": "<audio>or<audio>"}, answer, *marked], list("abc"))
+    assert two.audio == list("abc") and two.text.count("<|AUDIO|>") == 3
+    with pytest.raises(InputError, match="2 clips for 1 <audio>"):
+        row(marked, ["a.wav", "b.wav"])
+
+
+def test_packed_archives(manifest: Path, processor: Processor, tmp_path: Path) -> None:
+    assert pack(manifest, tmp_path / "packed", shard_bytes=30_000) == (10, 6)
+    plain, packed = (data(m, processor) for m in (manifest, tmp_path / "packed/manifest.jsonl"))
+    for step in range(plain.steps_per_epoch):
+        for x, y in zip(plain.batch(step), packed.batch(step), strict=True):
+            np.testing.assert_array_equal(x, y)
+    with pytest.raises(InputError, match="exists and is not empty"):
+        pack(manifest, tmp_path / "packed")
+    (tmp_path / "packed" / "clips-00001.array_record").unlink()
+    with pytest.raises(InputError, match=r"clips-00001\.array_record: no such shard"):
+        for step in range(packed.steps_per_epoch):
+            data(tmp_path / "packed/manifest.jsonl", processor).batch(step)

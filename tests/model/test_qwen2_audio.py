@@ -85,7 +85,7 @@ def test_full_size_training_step_traces() -> None:
     )
     batch = TrainBatch(
         tokens=jax.ShapeDtypeStruct((2, 2, 512), jnp.int32),
-        valid=jax.ShapeDtypeStruct((2, 2, 512), bool),
+        segments=jax.ShapeDtypeStruct((2, 2, 512), np.int32),
         weights=jax.ShapeDtypeStruct((2, 2, 512), jnp.float32),
         signal=jax.ShapeDtypeStruct((2, 2, 1004 * 160), jnp.float32),
         frames=jax.ShapeDtypeStruct((2, 2), jnp.int32),

@@ -115,7 +115,7 @@ def our_run(qa: qa_jax.LoadedModel, batch: dict) -> dict[str, Any]:
     bound = bind(Qwen2Audio(qa.config))
     train = TrainBatch(
         tokens=inputs.tokens,
-        valid=inputs.valid,
+        segments=inputs.valid.astype(np.int32),
         weights=(labels_of(batch) >= 0).astype(qa.params["decoder"]["norm"]["scale"].dtype),
         signal=inputs.signal,
         frames=inputs.frames,
