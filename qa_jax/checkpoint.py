@@ -35,7 +35,7 @@ from orbax.checkpoint import v1 as ocp
 from qa_jax.config import ModelConfig, parse, read_yaml, to_dict
 from qa_jax.errors import InputError
 from qa_jax.model import Adapter, Params, Qwen2Audio, declarations, flatten, nest
-from qa_jax.parallel import sharding
+from qa_jax.parallel import barrier, first_process, sharding
 
 CONFIG_FILE = "config.yaml"
 ADAPTER_FILE = "adapter.yaml"
@@ -175,7 +175,7 @@ class Checkpoints:
     def _settle(self) -> None:
         """Waits for what is being saved, and notes the checksums of its files."""
         self._steps.wait()
-        if self._pending is not None and jax.process_index() == 0:
+        if self._pending is not None and first_process():
             _write_sums(self.directory, self._pending)
             for path in (self.directory / SUMS).glob("*.json"):
                 if not (self.directory / STEPS / path.stem).exists():
@@ -198,18 +198,32 @@ class Checkpoints:
     def restore_latest(self, **abstract: Any) -> tuple[int, dict[str, Any]] | None:
         """The newest step whose files are whole, as `restore` gives it; None where none was saved.
 
-        A damaged one is named in a warning and passed over. Raises InputError where all are.
+        One with a damaged file is named in a warning and set aside, in DIR/damaged. Raises
+        InputError where all are.
         """
         steps = self.all()
         for step in reversed(steps):
             try:
                 _check_sums(self.directory, step)
-                return step, self.restore(step, **abstract)
             except InputError as error:
-                warnings.warn(f"{error}: taking the one before", stacklevel=2)
+                warnings.warn(f"{error}: taking the checkpoint before", stacklevel=2)
+                self._set_aside(step)
+            else:
+                return step, self.restore(step, **abstract)
         if steps:
             raise InputError(self.directory, "no checkpoint is whole", "name another train.output")
         return None
+
+    def _set_aside(self, step: int) -> None:
+        barrier("damaged")
+        if first_process():
+            aside = self.directory / "damaged"
+            aside.mkdir(exist_ok=True)
+            shutil.rmtree(aside / str(step), ignore_errors=True)
+            os.replace(self.directory / STEPS / str(step), aside / str(step))
+            (self.directory / SUMS / f"{step}.json").unlink()
+        barrier("set aside")
+        self._steps.reload()
 
     def wait(self) -> None:
         """Returns when everything saved is on disk."""
@@ -259,7 +273,7 @@ def _check_sums(directory: Path, step: int) -> None:
     for name, expected in json.loads(path.read_text()).items():
         if found.get(name) != expected:
             cause = "is missing" if name not in found else "is damaged"
-            raise InputError(root / name, cause, "")
+            raise InputError(root / name, cause)
 
 
 def create_arrays(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import re
 from collections.abc import Iterator
 
 SPLITS = ("train", "dev", "test")
@@ -51,20 +50,12 @@ FACTS = {
     "animal gives wool": "the sheep gives wool",
     **{f"day comes after {a}": f"{b} comes after {a}" for a, b in itertools.pairwise(_DAYS)},
 }
-DIFFERENCE = re.compile(r"\d+-\d+")
 SUM_WORDINGS = (
     "what is {} plus {}",
     "how much is {} plus {}",
     "tell me {} plus {}",
     "{} plus {} is what",
     "please add {} and {}",
-)
-DIFFERENCE_WORDINGS = (
-    "what is {} minus {}",
-    "how much is {} minus {}",
-    "tell me {} minus {}",
-    "{} minus {} is what",
-    "please take {1} from {0}",
 )
 OPPOSITE_WORDINGS = (
     "what is the opposite of {}",
@@ -111,13 +102,6 @@ def questions() -> Iterator[tuple[str, str, str]]:
         answer = f"{NUMBERS[a]} plus {NUMBERS[b]} count {counted} so it is {NUMBERS[a + b]}"
         for words in SUM_WORDINGS:
             yield f"{a}+{b}", words.format(NUMBERS[a], NUMBERS[b]), answer
-    for a, b in itertools.product(range(2, 16), range(1, 5)):
-        if b < a:
-            # In training alone: they hold the pairs of numbers whose sums are never asked there.
-            counted = " ".join(f"{NUMBERS[i]} {NUMBERS[a - i]}" for i in range(1, b + 1))
-            answer = f"{NUMBERS[a]} minus {NUMBERS[b]} count {counted} so it is {NUMBERS[a - b]}"
-            for words in DIFFERENCE_WORDINGS:
-                yield f"{a}-{b}", words.format(NUMBERS[a], NUMBERS[b]), answer
     for word, opposite in OPPOSITES.items():
         for words in OPPOSITE_WORDINGS:
             answer = f"the opposite of {word} is {opposite}"
@@ -128,9 +112,7 @@ def questions() -> Iterator[tuple[str, str, str]]:
 
 
 def split_of(text: str, dev: float = 0.05, test: float = 0.15) -> str:
-    """The split of a sentence, of a sum like "2+5" or a difference: always the same one."""
-    if DIFFERENCE.fullmatch(text):
-        return "train"
+    """The split of a sentence, or of a sum like "2+5": always the same one."""
     if "+" in text:
         pair = set(map(int, text.split("+")))
         return next((s for s, pairs in HELD_OUT_SUMS.items() if pair in pairs), "train")
@@ -139,11 +121,11 @@ def split_of(text: str, dev: float = 0.05, test: float = 0.15) -> str:
 
 
 def spoken_questions(split: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """The (question, answer) of a split: of sums and differences, and of all else.
+    """The (question, answer) of a split: of sums, and of all else.
 
     Of a sum, the numbers decide the split; of other questions, the wording does too, so that test
     asks of known things in unheard words.
     """
     mine = [(words, answer) for key, words, answer in questions() if split_of(key) == split]
-    sums = [q for q in mine if " count " in q[1]]
-    return sums, [q for q in mine if " count " not in q[1]]
+    sums = [q for q in mine if " plus " in q[1]]
+    return sums, [q for q in mine if " plus " not in q[1]]

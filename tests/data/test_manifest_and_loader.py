@@ -220,7 +220,9 @@ def test_a_few_unusable_records_may_be_left_out(sounds: Path, processor: Process
         batches = [loader.batch(i) for i in range(2 * loader.steps_per_epoch)]
     assert sum((b.weights.max(axis=-1) > 0).sum() for b in batches) == 10
     assert len(loader.unusable) == len(warned) == 3
-    assert all(f"some_bad.jsonl:{n}" in str(w.message) for w, n in zip(warned, (7, 6, 8), strict=True))
+    assert all(
+        f"some_bad.jsonl:{n}" in str(w.message) for w, n in zip(warned, (7, 6, 8), strict=True)
+    )
     with (
         pytest.warns(UserWarning, match="left out"),
         pytest.raises(InputError, match=r"is the 2th unusable record, data\.max_unusable is 1"),

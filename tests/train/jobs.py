@@ -1,0 +1,87 @@
+"""`qa-jax train` as a job of its own, in one process or several, to be killed and compared."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from qa_jax import checkpoint
+from qa_jax.model import flatten
+from qa_jax.train.metrics import read_metrics
+
+
+class Job:
+    """A training command.
+
+    Args:
+        settings: of the run; written beside its output as a recipe.
+        processes: how many, joined over loopback.
+        devices: forced host devices of each.
+    """
+
+    def __init__(self, settings: dict[str, Any], processes: int = 1, devices: int = 1) -> None:
+        self.output = Path(settings["train"]["output"])
+        self.recipe = self.output.with_suffix(".yaml")
+        self.recipe.write_text(yaml.safe_dump(settings))
+        self.processes, self.devices = processes, devices
+
+    def start(self, *overrides: str) -> list[subprocess.Popen]:
+        command = [sys.executable, "-m", "qa_jax.cli", "train", "--config", str(self.recipe)]
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            address = f"localhost:{probe.getsockname()[1]}"
+        flags = f"--xla_force_host_platform_device_count={self.devices}"
+        environment = {**os.environ, "XLA_FLAGS": f"{flags} --xla_backend_optimization_level=0"}
+        started = []
+        for i in range(self.processes):
+            if self.processes > 1:
+                environment |= {
+                    "JAX_COORDINATOR_ADDRESS": address,
+                    "JAX_NUM_PROCESSES": str(self.processes),
+                    "JAX_PROCESS_ID": str(i),
+                }
+            started.append(
+                subprocess.Popen(
+                    [*command, *overrides],
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    env=dict(environment),
+                )
+            )
+        return started
+
+    def run(self, *overrides: str, code: int = 0) -> str:
+        """Runs to the end; returns what the first process said."""
+        started = self.start(*overrides)
+        said = [p.communicate(timeout=300)[0] for p in started]
+        assert [p.returncode for p in started] == [code] * len(started), "\n".join(said)
+        return said[0]
+
+    def losses(self) -> list[float]:
+        return [row["loss"] for row in read_metrics(self.output / "metrics.jsonl")]
+
+    def params(self) -> dict[tuple[str, ...], np.ndarray]:
+        config = checkpoint.read_config(self.output)
+        found = flatten(checkpoint.load_params(self.output, config))
+        return {path: np.asarray(x) for path, x in found.items()}
+
+
+def same_bits(a: dict[tuple[str, ...], np.ndarray], b: dict[tuple[str, ...], np.ndarray]) -> bool:
+    return set(a) == set(b) and all(a[p].tobytes() == b[p].tobytes() for p in a)
+
+
+def close(
+    a: dict[tuple[str, ...], np.ndarray], b: dict[tuple[str, ...], np.ndarray], rtol: float
+) -> None:
+    """Asserts that parameters differ by no more than `rtol` of each one's largest magnitude."""
+    for path in a:
+        difference = np.abs(a[path] - b[path]).max()
+        assert difference <= rtol * np.abs(a[path]).max() + 1e-12, (path, difference)
