@@ -25,6 +25,7 @@ parity: $(VENV)/.parity
 
 bench: $(VENV)/.parity
 	$(BIN)/python benchmarks/against_transformers.py
+	$(BIN)/python benchmarks/training_step.py
 
 # Editable, so that a change is seen at once; the stamp is older than setup.py when that changes.
 $(VENV)/bin/python:

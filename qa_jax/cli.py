@@ -44,6 +44,9 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     train.add_argument("--config", required=True, help="YAML of settings that differ")
+    train.add_argument(
+        "--show-sharding", action="store_true", help="where each parameter will lie; trains nothing"
+    )
     train.set_defaults(run=_train)
 
     generate = commands.add_parser("generate", help="answer one prompt about sound")
@@ -115,6 +118,9 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("directory", help="ours, Hugging Face's, or a hub id")
     inspect.set_defaults(run=_inspect)
 
+    test = commands.add_parser("selftest", help="is new hardware to be trusted? a few minutes")
+    test.set_defaults(run=_selftest)
+
     demo = commands.add_parser("demo", help="train a small model on made-up sound and talk to it")
     demo.add_argument("--output", default="runs/demo")
     demo.add_argument(
@@ -174,9 +180,15 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from qa_jax.config import run_config
     from qa_jax.parallel import join_processes
     from qa_jax.train import Stopped, train
+    from qa_jax.train.setup import prepare
+    from qa_jax.train.sharding import sharding_report
 
     join_processes()
     config = run_config(arguments.config, overrides)
+    if arguments.show_sharding:
+        run = prepare(config)
+        print("\n".join(sharding_report(run.model_config, run.mesh)))
+        return 0
     try:
         values = train(config)
     except Stopped as stopped:
@@ -302,6 +314,25 @@ def _inspect(arguments: argparse.Namespace, _: list[str]) -> None:
     import convert_weights
 
     print(convert_weights.describe(arguments.directory))
+
+
+def _selftest(_: argparse.Namespace, __: list[str]) -> int:
+    import jax
+
+    from qa_jax.selftest import selftest
+
+    device = jax.devices()[0]
+    print(f"{jax.device_count()} x {device.device_kind} ({device.platform}), jax {jax.__version__}")
+    failed = 0
+    for r in selftest():
+        failed += not r.passed
+        print(
+            f"{'pass' if r.passed else 'FAIL'}  {r.name:62} {r.error:.1e} (limit {r.limit:.0e})"
+            f"  {r.seconds:.1f} s",
+            flush=True,
+        )
+    print("all checks passed" if not failed else f"{failed} checks FAILED: do not trust results")
+    return 1 if failed else 0
 
 
 def _demo(arguments: argparse.Namespace, _: list[str]) -> None:

@@ -379,10 +379,11 @@ def _lists(x: Any) -> Any:
 
 
 def _dotted(tree: dict[Any, Any], prefix: str = "") -> list[str]:
-    """Names of all leaves: {"a": {"b": 1}} -> ["a.b"]. Dicts with number keys are leaves."""
+    """Names of all leaves: {"a": {"b": 1}} -> ["a.b"]. Dicts with number keys and empty ones are
+    leaves."""
     names: list[str] = []
     for key, value in tree.items():
-        if isinstance(value, dict) and all(isinstance(k, str) for k in value):
+        if isinstance(value, dict) and value and all(isinstance(k, str) for k in value):
             names += _dotted(value, f"{prefix}{key}.")
         else:
             names.append(f"{prefix}{key}")

@@ -20,6 +20,7 @@ from qa_jax.errors import InputError
 from qa_jax.model import Params, Qwen2Audio, declarations, flatten, initialize, nest
 from qa_jax.parallel import batch_shards, make_mesh
 from qa_jax.train.optimizer import make_optimizer, schedule, trainable
+from qa_jax.train.sharding import refuse_replicated
 from qa_jax.train.step import TrainState
 
 VOCAB_MULTIPLE = 64
@@ -60,6 +61,7 @@ def prepare(config: RunConfig, devices: Sequence[jax.Device] | None = None) -> R
     model_config = _model_config(config, tokenizer)
     _check_resumable(config, model_config)
     mesh = make_mesh(config.mesh, devices)
+    refuse_replicated(model_config, mesh)
     processor = Processor(tokenizer, config.data.long_audio)
     groups = batch_shards(mesh)
     data = TrainData(
