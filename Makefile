@@ -7,13 +7,18 @@ export JAX_PLATFORMS ?= cpu
 # Large pages for the buffers of each step: a quarter less time on Linux, nothing elsewhere.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test lint parity bench clean
+
+.PHONY: demo test jobs lint parity bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/qa-jax demo --output runs/demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not parity"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not parity and not jobs"
+
+# Several minutes: trainings of several processes, killed and resumed. QA_JAX_KILLS=20 for more kills.
+jobs: $(VENV)/.dev
+	$(BIN)/python -m pytest -m jobs
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -46,6 +46,7 @@ setup(
             *demo,
             "mypy>=1.15",
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "ruff>=0.12",
             "types-PyYAML",
         ],

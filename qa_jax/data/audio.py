@@ -130,6 +130,8 @@ def _mono(samples: np.ndarray, name: str) -> np.ndarray:
         samples = (samples.astype(np.float64) - middle) / (int(info.max) + 1 - middle)
     if samples.dtype.kind != "f":
         raise InputError(name, f"samples are {samples.dtype}", "give floats or integers")
+    if samples.ndim == 2 and not samples.size:
+        return np.zeros(0, np.float32)  # which is too short, whatever its channels
     if samples.ndim == 2:
         channels_first = samples.shape[0] <= _MAX_CHANNELS
         channels_last = samples.shape[1] <= _MAX_CHANNELS

@@ -83,7 +83,9 @@ class _Espeak:
         if voice.settings:
             self._made_up.write_text(voice.settings)
         name = "made_up" if voice.settings else voice.name
-        if self.library.espeak_SetVoiceByName(f"en-us+{name}".encode()):
+        # eSpeak itself speaks an unknown variant as the plain voice, and says nothing of it.
+        known = voice.settings or (self.variants / name).is_file()
+        if not known or self.library.espeak_SetVoiceByName(f"en-us+{name}".encode()):
             raise InputError(voice.name, "no such eSpeak voice", "see espeak-ng --voices=variant")
         for parameter, value in ((_RATE, voice.rate), (_PITCH, voice.pitch), (_RANGE, 50)):
             self.library.espeak_SetParameter(parameter, value, 0)

@@ -5,16 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import yaml
 
 from qa_jax import checkpoint
 from qa_jax.config import ModelConfig, RunConfig, parse, to_dict
@@ -122,34 +118,6 @@ class _stopping_after:
         from qa_jax.train.loop import _Loop
 
         _Loop._place = self.original  # type: ignore[method-assign]
-
-
-def test_killed_without_warning_it_goes_on(settings: dict, tmp_path: Path) -> None:
-    straight = json.loads(json.dumps(settings))
-    straight["train"]["output"] = str(tmp_path / "straight")
-    train(config(straight))
-    written = yaml.safe_dump({**settings, "preset": "demo"})
-    (tmp_path / "config.yaml").write_text(written)
-    command = [
-        sys.executable,
-        "-m",
-        "qa_jax.cli",
-        "train",
-        "--config",
-        str(tmp_path / "config.yaml"),
-    ]
-    environment = {**__import__("os").environ, "XLA_FLAGS": ""}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    metrics = Path(settings["train"]["output"]) / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while len(read_metrics(metrics)) < 4 and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-    np.testing.assert_allclose(losses(metrics.parent), losses(tmp_path / "straight"), rtol=1e-5)
-    assert len(losses(metrics.parent)) == 8
 
 
 def test_accumulating_equals_the_full_batch(settings: dict) -> None:
