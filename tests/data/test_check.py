@@ -90,13 +90,14 @@ def test_training_on_it_ends_by_rule(
         "preset": "demo",
         "model": to_dict(tiny),
         "data": {"buckets": {104: 16, 204: 16}, "tokenizer": str(tokenizer_dir), "max_tokens": 400},
-        "train": {"output": str(tmp_path / "run"), "steps": 12, "save_every": 0},
+        "train": {"steps": 12, "save_every": 0},
     }
     recipe.write_text(yaml.safe_dump(raw))
     command = ["train", "--config", str(recipe), "--data.train", str(broken), "--mesh.fsdp", "1"]
     command += ["--mesh.data", "8"]
     for allowed, code in ((30, 0), (29, 2), (0, 2)):
-        assert main([*command, "--data.max_unusable", str(allowed)]) == code
+        output = ["--train.output", str(tmp_path / f"run{allowed}")]
+        assert main([*command, *output, "--data.max_unusable", str(allowed)]) == code
         error = capsys.readouterr().err
         assert "Traceback" not in error
         assert error.count("warning: left out: ") == 30 or code == 2
