@@ -306,7 +306,9 @@ class TrainData:
         tokens = sum(token_count(valid_frames(wave.size)) for wave in waves)
         more = tokens - sum(token_count(valid_frames(n)) for n in example.samples)
         fits = longest + FRAME_MARGIN <= example.bucket or longest <= MAX_FRAMES == example.bucket
-        if waves and (not fits or example.tokens + more > self._width[example.bucket]):
+        # A packed row has room for what was planned, another for all of its width.
+        room = 0 if self.config.pack_tokens else self._width[example.bucket] - example.tokens
+        if waves and (not fits or more > room):
             raise InputError(
                 record.source,
                 f"holds {longest} frames, more than its header says",

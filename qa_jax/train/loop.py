@@ -99,19 +99,17 @@ class _Loop:
             self.report.computed(batch, len(self.local))
             if self._due(number, self.config.eval_every) and self.run_.eval_data:
                 self._evaluate(number)
-            stopping = any_process(bool(stop))
-            if self._due(number, self.config.save_every) or stopping:
+            stopping = self._stopping(number, bool(stop))
+            if self._due(number, self.config.save_every) or stopping or number == last:
                 self._save(number)
             if stopping:
                 break
         if pending is not None:
             logged = self._log(*pending) or logged
         stopped = int(self.state.step) < last
-        if first < last and not stopped:
-            if self.run_.eval_data and not self._due(last, self.config.eval_every):
-                self._evaluate(last)
-            if not self._due(last, self.config.save_every):
-                self._save(last)
+        evaluated = self._due(last, self.config.eval_every)
+        if first < last and not stopped and not evaluated and self.run_.eval_data:
+            self._evaluate(last)
         self.steps.close()
         self.writer.close()
         self.report.close()
@@ -120,6 +118,13 @@ class _Loop:
                 f"stopped at step {int(self.state.step)} and saved; the same command goes on"
             )
         return logged or _last_logged(self.config.output)
+
+    def _stopping(self, number: int, asked: bool) -> bool:
+        """Whether all processes stop here. Asking one another waits for the step at hand, so that
+        several do it only where its numbers are read anyway."""
+        if jax.process_count() == 1:
+            return asked
+        return self._due(number, self.config.log_every or 10) and any_process(asked)
 
     def _due(self, number: int, every: int) -> bool:
         return bool(every) and number % every == 0

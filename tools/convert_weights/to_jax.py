@@ -11,7 +11,7 @@ import jax
 from convert_weights.hub import check_downloads, local
 from convert_weights.weights import HuggingFace
 from convert_weights.work import Checksum, Progress, Work, compare, recorded, refuse_existing
-from qa_jax import checkpoint, hf
+from qa_jax import checkpoint, hf, stored
 from qa_jax.model import nest
 
 
@@ -48,9 +48,9 @@ def to_jax(
     expected = recorded(weights.directory)
     with Work(dest, _job(weights, dtype), size) as work:
         if work.resumed:
-            arrays = checkpoint.open_arrays(work.partial, 0)
+            arrays = stored.open_arrays(work.partial, 0)
         else:
-            arrays = checkpoint.create_arrays(work.partial, nest(shapes), chunks)
+            arrays = stored.create_arrays(work.partial, nest(shapes), chunks)
             work.prepared()
 
         def convert(tensor: hf.Tensor) -> str:

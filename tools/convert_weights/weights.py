@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from qa_jax import checkpoint, hf
+from qa_jax import checkpoint, hf, stored
 from qa_jax.config import ModelConfig
 from qa_jax.errors import InputError
 
@@ -57,7 +57,7 @@ class Ours:
         self.config = checkpoint.read_config(directory)
         self.tensors = hf.tensor_map(self.config)
         self.step = checkpoint.find_step(directory, step)
-        self.arrays = checkpoint.open_arrays(directory, self.step)
+        self.arrays = stored.open_arrays(directory, self.step)
         problems = []
         for name, tensor in self.tensors.items():
             if tensor.path not in self.arrays:
