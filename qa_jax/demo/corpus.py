@@ -88,7 +88,7 @@ class Sizes(NamedTuple):
 
 
 SIZES = {
-    "train": Sizes(1500, 9000, 6500, 600, 0.5, 5000),
+    "train": Sizes(1500, 8000, 7500, 600, 0.5, 5000),
     "dev": Sizes(200, 0, 300, 120, 1.0, 0),
     "test": Sizes(250, 0, 400, 150, 1.0, 0),
 }

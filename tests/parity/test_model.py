@@ -14,6 +14,7 @@ import pytest
 
 import qa_jax
 from qa_jax import hf
+from qa_jax.config import from_hf
 from qa_jax.data import TrainBatch
 from qa_jax.generate.inputs import prepare
 from qa_jax.model import Qwen2Audio, bind, flatten
@@ -80,7 +81,7 @@ def reference_run(model: Any, batch: dict, dtype: Any) -> dict[str, Any]:
     loss.backward()
     gradients = {}
     parameters = dict(model.named_parameters())
-    for name, tensor in hf.tensor_map(hf.from_hf(model.config.to_dict())).items():
+    for name, tensor in hf.tensor_map(from_hf(model.config.to_dict())).items():
         if tensor.copy_of_tied:
             continue
         theirs = parameters[in_memory(name)].grad
