@@ -17,7 +17,7 @@ from qa_jax import checkpoint, hf
 from qa_jax.config import ModelConfig, from_hf, to_hf
 from qa_jax.errors import InputError
 from qa_jax.model import Params, flatten
-from tests.convert.files import FC1, tied, write
+from tests.convert.files import FC1, digest, tied, write
 
 
 def one_device(config: ModelConfig) -> Params:
@@ -107,8 +107,10 @@ def damage(directory: Path, change: str) -> None:
 def test_faults_are_named(tiny: ModelConfig, tmp_path: Path, change: str, message: str) -> None:
     write(tmp_path / "hf", tiny)
     damage(tmp_path / "hf", change)
+    before = digest(tmp_path / "hf")
     with pytest.raises(InputError, match=message):
         convert_weights.to_jax(tmp_path / "hf", tmp_path / "ours")
+    assert digest(tmp_path / "hf") == before
     assert not (tmp_path / "ours").exists() and not list(tmp_path.glob(".ours*"))
 
 

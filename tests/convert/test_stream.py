@@ -158,8 +158,10 @@ def test_an_unreadable_shard_is_named(
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "preadv", fails)
+    before = digest(tmp_path / "hf")
     with pytest.raises(InputError, match=r"model\.safetensors: cannot be read .*Input/output"):
         convert_weights.to_jax(tmp_path / "hf", tmp_path / "ours")
+    assert digest(tmp_path / "hf") == before
     monkeypatch.undo()
     convert_weights.to_jax(tmp_path / "hf", tmp_path / "ours")
 
