@@ -210,7 +210,7 @@ def make(directory: str | Path, seed: int, processes: int = 2, scale: float = 1.
                 heard = [
                     {"audio": c.path, "prompt": TRANSCRIBE, "text": c.text}
                     for i, c in enumerate(clips)
-                    if c.kind == "words" or (c.text and i % 4 == 0)
+                    if c.text and (c.kind == "words" or i % 4 == 0)
                 ]
                 _write_manifest(directory / "pretrain.jsonl", heard)
                 texts = [render(row["messages"]).text for _, row in rows]
