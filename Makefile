@@ -7,7 +7,6 @@ export JAX_PLATFORMS ?= cpu
 # Large pages for the buffers of each step: a quarter less time on Linux, nothing elsewhere.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-
 .PHONY: demo test jobs lint parity bench clean
 
 demo: $(VENV)/.demo

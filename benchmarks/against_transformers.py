@@ -131,6 +131,27 @@ def measure(runs: int) -> list[str]:
     return lines
 
 
+def heading(work: str, last: str = "difference") -> list[str]:
+    """What was measured on what, and the table's first two lines."""
+    return [
+        f"Batch of {BATCH} clips with {TEXT_TOKENS} text tokens each{work}",
+        f"{datetime.date.today()}, {processor_name()}, {torch.get_num_threads()} cores, Python "
+        f"{platform.python_version()}, jax {jax.__version__}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}.",
+        "",
+        f"| work | clip | transformers | qa_jax | ratio | {last} |",
+        "|---|---|---|---|---|---|",
+    ]
+
+
+def runs_asked_for(description: str | None) -> int:
+    """The command line's --runs; torch gets all the cores that JAX has."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--runs", type=int, default=7)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    return parser.parse_args().runs
+
+
 def row(name: str, seconds: int, theirs: float, ours: float, error: str) -> str:
     text = (
         f"| {name} | {seconds} s | {theirs * 1e3:,.0f} ms | {ours * 1e3:,.0f} ms "
@@ -141,23 +162,9 @@ def row(name: str, seconds: int, theirs: float, ours: float, error: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=7)
-    arguments = parser.parse_args()
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(cores)
-    lines = [
-        f"Batch of {BATCH} clips with {TEXT_TOKENS} text tokens each; float32; medians of "
-        f"{arguments.runs} alternating runs.",
-        f"{datetime.date.today()}, {processor_name()}, {cores} cores, Python "
-        f"{platform.python_version()}, jax {jax.__version__}, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}.",
-        "",
-        "| work | clip | transformers | qa_jax | ratio | difference |",
-        "|---|---|---|---|---|---|",
-        *measure(arguments.runs),
-    ]
-    replace_section("against_transformers", lines)
+    runs = runs_asked_for(__doc__)
+    lines = heading(f"; float32; medians of {runs} alternating runs.")
+    replace_section("against_transformers", lines + measure(runs))
 
 
 if __name__ == "__main__":

@@ -8,10 +8,7 @@ settings; the first losses are compared, and steps take turns. Written to benchm
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import os
-import platform
 import tempfile
 from pathlib import Path
 
@@ -21,9 +18,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-import transformers
-from against_transformers import BATCH, TEXT_TOKENS, inputs, median_seconds, reference
-from common import processor_name, replace_section
+from against_transformers import (
+    heading,
+    inputs,
+    median_seconds,
+    reference,
+    row,
+    runs_asked_for,
+)
+from common import replace_section
 
 import qa_jax
 from qa_jax.config import OptimizerConfig, preset
@@ -63,9 +66,10 @@ def measure(seconds: int, runs: int) -> str:
 
     config = OptimizerConfig(peak_lr=RATE, warmup_steps=0, final_lr=1.0)
     model = Qwen2Audio(ours.config)
+    optimizer = make_optimizer(config, 1000, model)
     step = make_step(
         model,
-        make_optimizer(config, 1000, model),
+        optimizer,
         trainable(nest(declarations(model)), config.freeze),
         schedule(config, 1000),
     )
@@ -83,7 +87,6 @@ def measure(seconds: int, runs: int) -> str:
             )
         )
     )
-    optimizer = make_optimizer(config, 1000, model)
     state = TrainState(jnp.zeros((), jnp.int32), ours.params, optimizer.init(ours.params))
 
     def our_step() -> float:
@@ -94,33 +97,17 @@ def measure(seconds: int, runs: int) -> str:
     first = their_step(), our_step()
     error = abs(first[0] - first[1]) / first[0]
     assert error < 1e-5, f"losses differ: {first}"
-    their_time, our_time = median_seconds(their_step, our_step, runs)
-    row = (
-        f"| training step | {seconds} s | {their_time * 1e3:,.0f} ms | {our_time * 1e3:,.0f} ms "
-        f"| {their_time / our_time:.1f}x | {error:.0e} |"
-    )
-    print(row, flush=True)
-    return row
+    times = median_seconds(their_step, our_step, runs)
+    return row("training step", seconds, *times, f"{error:.0e}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=7)
-    arguments = parser.parse_args()
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(cores)
-    lines = [
-        f"Batch of {BATCH} clips with {TEXT_TOKENS} text tokens each, the `bench` preset; float32, "
-        f"AdamW, clipping; medians of {arguments.runs} alternating steps.",
-        f"{datetime.date.today()}, {processor_name()}, {cores} cores, Python "
-        f"{platform.python_version()}, jax {jax.__version__}, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}.",
-        "",
-        "| work | clip | transformers | qa_jax | ratio | losses differ by |",
-        "|---|---|---|---|---|---|",
-        *(measure(seconds, arguments.runs) for seconds in (5, 30)),
-    ]
-    replace_section("training_step", lines)
+    runs = runs_asked_for(__doc__)
+    lines = heading(
+        f", the `bench` preset; float32, AdamW, clipping; medians of {runs} alternating steps.",
+        "losses differ by",
+    )
+    replace_section("training_step", [*lines, *(measure(s, runs) for s in (5, 30))])
 
 
 if __name__ == "__main__":

@@ -146,6 +146,17 @@ class Checkpoints:
         """All complete steps, the newest last."""
         return sorted(c.step for c in self._steps.checkpoints)
 
+    def find(self, step: int | None = None) -> int:
+        """The latest complete step, or `step`; raises InputError where there is none such."""
+        found = self.all()
+        if not found:
+            raise InputError(
+                self.directory, "has no complete checkpoint", "let training save a step first"
+            )
+        if step is not None and step not in found:
+            raise InputError(self.directory, f"has no step {step}", f"choose from {found}")
+        return found[-1] if step is None else step
+
     def save(self, step: int, params: Params, **state: Any) -> None:
         """Saves in the background; a step appears under its name only when it is complete.
 
@@ -274,15 +285,11 @@ def _check_sums(directory: Path, step: int) -> None:
 
 
 def find_step(directory: str | Path, step: int | None = None) -> int:
-    """The latest complete step, or `step`; raises InputError where there is none such."""
+    """See `Checkpoints.find`."""
     steps = Checkpoints(directory)
-    found = steps.all()
+    found = steps.find(step)
     steps.close()
-    if not found:
-        raise InputError(directory, "has no complete checkpoint", "let training save a step first")
-    if step is not None and step not in found:
-        raise InputError(directory, f"has no step {step}", f"choose from {found}")
-    return found[-1] if step is None else step
+    return found
 
 
 def load_params(
@@ -296,8 +303,8 @@ def load_params(
 
     `dtype` None keeps the type that each was saved in.
     """
-    found = find_step(directory, step)
     steps = Checkpoints(directory)
+    found = steps.find(step)
     abstract = abstract_params(config, mesh)
     if dtype is None:
         flat_saved = flatten(steps.saved(found)["params"])
@@ -328,18 +335,14 @@ def is_adapter(directory: str | Path) -> bool:
     return (Path(directory) / ADAPTER_FILE).is_file()
 
 
-def save_adapter(
-    directory: str | Path, adapter: Adapter, config: ModelConfig, base: str, step: int = 0
-) -> None:
-    """Saves an adapter alone: `adapter.yaml` and its matrices as a step's parameters.
+def save_adapter(directory: str | Path, adapter: Adapter, config: ModelConfig, base: str) -> None:
+    """Saves an adapter alone: `adapter.yaml` and its matrices as the parameters of step 0.
 
     Args:
         config: of the model it belongs to.
         base: where that model came from, for people and for PEFT.
     """
-    steps = Checkpoints(directory)
-    steps.save(step, adapter.params)
-    steps.close()
+    save_params(directory, adapter.params)
     raw = {
         "base": base,
         "scales": {"/".join(path): scale for path, scale in adapter.scales.items()},
@@ -354,7 +357,7 @@ def load_adapter(directory: str | Path) -> tuple[Adapter, ModelConfig, str]:
     raw = read_yaml(path)
     config = parse(ModelConfig, raw.get("model", {}), path)
     steps = Checkpoints(directory)
-    step = find_step(directory)
+    step = steps.find()
     saved = steps.saved(step)["params"]
     device = SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(

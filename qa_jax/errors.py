@@ -13,5 +13,8 @@ class InputError(ValueError):
         super().__init__(f"{source}: {cause}" + (f"; {remedy}" if remedy else ""))
 
     def within(self, source: object) -> "InputError":
-        """The same error seen from further out, as from the manifest line that led here."""
+        """The same error seen from further out, as from the manifest line that led here; itself
+        where it is named from there already."""
+        if self.source.startswith(str(source)):
+            return self
         return InputError(f"{source}: {self.source}", self.cause, self.remedy)

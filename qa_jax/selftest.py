@@ -7,6 +7,7 @@ downloaded; a few minutes go into compiling.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import tempfile
 import time
@@ -134,11 +135,16 @@ class _Small:
 
         return jax.value_and_grad(mean)
 
+    @functools.cached_property
+    def plain(self) -> Any:
+        """Loss and gradients on one device: what the variants are held against."""
+        value = jax.jit(self.loss(self.config, self.batch()))(self.params)
+        return jax.tree.map(np.asarray, value)
+
     def against(self, config: ModelConfig, batch: TrainBatch) -> float:
         """Loss and gradients of a variant against the plain ones."""
-        plain = jax.jit(self.loss(self.config, self.batch()))(self.params)
         other = jax.jit(self.loss(config, batch))(self.params)
-        return _tree_error(other, plain)
+        return _tree_error(other, self.plain)
 
     def log_mel(self) -> float:
         import librosa
@@ -238,24 +244,21 @@ class _Small:
         parts = [gradient(self.params, self.batch(s)) for s in (slice(half), slice(half, None))]
         weight = sum(w for (_, w), _ in parts)
         summed = jax.tree.map(lambda a, b: (a + b) / weight, parts[0][1], parts[1][1])
-        _, expected = jax.jit(self.loss(self.config, self.batch()))(self.params)
-        return _tree_error(summed, expected)
+        return _tree_error(summed, self.plain[1])
 
     def bfloat16(self) -> float:
         half = dataclasses.replace(self.config, dtype="bfloat16")
         ours, _ = jax.jit(self.loss(half, self.batch()))(self.params)
-        expected, _ = jax.jit(self.loss(self.config, self.batch()))(self.params)
-        return _error(ours, expected)
+        return _error(ours, self.plain[0])
 
     def on_mesh(self, sizes: tuple[int, int, int]) -> float:
-        plain = jax.tree.map(np.asarray, jax.jit(self.loss(self.config, self.batch()))(self.params))
         mesh = make_mesh(MeshConfig(*sizes))
         with jax.set_mesh(mesh):
             abstract = checkpoint.abstract_params(self.config, mesh)
             params = jax.tree.map(lambda x, a: jax.device_put(x, a.sharding), self.params, abstract)
             step = self.loss(self.config, self.batch(), batch_shards(mesh))
             value, gradients = jax.jit(step)(params)
-            return _tree_error((value, gradients), plain)
+            return _tree_error((value, gradients), self.plain)
 
     def restored(self) -> float:
         shapes = meshes(jax.device_count()) or [(1, 1, 1)]

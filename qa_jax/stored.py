@@ -35,14 +35,14 @@ def create_arrays(
             ends in a CRC-32C, so that damage is an error when it is read.
     """
     steps = Path(directory).absolute() / STEPS
-    with _quietly(ocp.Context()) as context:
-        saving = context.array.saving
-        saving.use_ocdbt = saving.use_compression = saving.enable_write_sharding_file = False
-        saving.array_metadata_store = None
-        # Orbax writes everything about the tree; of the arrays, only placeholders.
-        placeholders = jax.tree.map(lambda x: jnp.zeros((1,) * len(x.shape), x.dtype), arrays)
-        with context, ocp.training.Checkpointer(steps) as checkpointer:
-            checkpointer.save_checkpointables(0, {"params": placeholders})
+    context = ocp.Context()
+    saving = context.array.saving
+    saving.use_ocdbt = saving.use_compression = saving.enable_write_sharding_file = False
+    saving.array_metadata_store = None
+    # Orbax writes everything about the tree; of the arrays, only placeholders.
+    placeholders = jax.tree.map(lambda x: jnp.zeros((1,) * len(x.shape), x.dtype), arrays)
+    with _quietly(), context, ocp.training.Checkpointer(steps) as checkpointer:
+        checkpointer.save_checkpointables(0, {"params": placeholders})
     made = {}
     for path, x in flatten(arrays).items():
         grid = {"name": "regular", "configuration": {"chunk_shape": chunks[path]}}
@@ -91,12 +91,12 @@ def _open(spec: dict[str, Any]) -> Any:
 
 
 @contextmanager
-def _quietly(value: Any) -> Iterator[Any]:
+def _quietly() -> Iterator[None]:
     """Without Orbax's warning that there is nothing to merge where nothing is."""
     log = logging.getLogger("absl")
     level = log.level
     log.setLevel(logging.ERROR)
     try:
-        yield value
+        yield
     finally:
         log.setLevel(level)

@@ -53,7 +53,7 @@ def check_manifest(
     broken: dict[str, str] = {}
 
     def tolerate(error: InputError, source: str) -> None:
-        broken[source] = str(error if error.source.startswith(source) else error.within(source))
+        broken[source] = str(error.within(source))
 
     try:
         records = read_manifest(path, tolerate)

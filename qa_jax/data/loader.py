@@ -156,7 +156,7 @@ class TrainData:
 
     def _tolerate(self, error: InputError, source: str) -> None:
         """Counts and names an unusable record; raises once there are more than are allowed."""
-        error = error if error.source.startswith(source) else error.within(source)
+        error = error.within(source)
         allowed = self.config.max_unusable
         with self._noting:
             if source in self.unusable:

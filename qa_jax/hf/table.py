@@ -49,6 +49,11 @@ class Tensor:
         # Biases of q, k and v are ours by head and theirs in one row; tables are the same.
         return (dims,) if self.hf.endswith("_proj.bias") else tuple((d,) for d in dims)
 
+    @functools.cached_property
+    def order(self) -> list[int]:
+        """Our dimensions in the order in which theirs hold them."""
+        return [d for group in self.groups for d in group]
+
     @property
     def hf_shape(self) -> tuple[int, ...]:
         return tuple(math.prod(self.shape[d] for d in group) for group in self.groups)
@@ -58,16 +63,14 @@ class Tensor:
         shape = self.shape if shape is None else shape
         if self.layout.startswith("linear"):
             return turned(array).reshape(shape)
-        order = [d for group in self.groups for d in group]
-        return array.reshape([shape[d] for d in order]).transpose(np.argsort(order))
+        return array.reshape([shape[d] for d in self.order]).transpose(np.argsort(self.order))
 
     def to_hf(self, array: np.ndarray) -> np.ndarray:
         """Ours, whole or a part -> PyTorch's layout, contiguous as safetensors needs it."""
         sizes = [math.prod(array.shape[d] for d in group) for group in self.groups]
         if self.layout.startswith("linear"):
             return turned(array.reshape(sizes[::-1]))
-        order = [d for group in self.groups for d in group]
-        return np.ascontiguousarray(array.transpose(order).reshape(sizes))
+        return np.ascontiguousarray(array.transpose(self.order).reshape(sizes))
 
     def blocks(self) -> list[tuple[slice, tuple[slice, ...]]]:
         """Parts to convert one at a time: rows of Hugging Face's tensor, and our index of them.
@@ -75,7 +78,7 @@ class Tensor:
         One part but for tables too large to be held a few times over.
         """
         rows = self.hf_shape[0]
-        if math.prod(self.shape) <= _LARGE or len(self.groups[0]) > 1:
+        if self.block_rows == rows:
             return [(slice(0, rows), (slice(None),) * len(self.shape))]
         parts = [slice(i, min(i + self.block_rows, rows)) for i in range(0, rows, self.block_rows)]
         (dim,) = self.groups[0]

@@ -19,15 +19,15 @@ def encoder_flops(config: AudioConfig, frames: int, width: int) -> int:
     return convolutions + config.encoder_layers * (linear + attention) + projector
 
 
-def decoder_flops(config: TextConfig, tokens: int, context: int | None = None) -> int:
-    """Layers over a row of so many tokens, each seeing the row (or `context` keys).
+def decoder_flops(config: TextConfig, tokens: int) -> int:
+    """Layers over a row of so many tokens.
 
     The causal mask is not taken off: the plain products compute what it hides.
     """
     d, h = config.hidden_size, config.head_dim
     heads, kv = config.num_attention_heads, config.num_key_value_heads
     linear = 2 * tokens * d * (2 * heads * h + 2 * kv * h + 3 * config.intermediate_size)
-    attention = 2 * 2 * tokens * (context or tokens) * heads * h
+    attention = 2 * 2 * tokens**2 * heads * h
     return config.num_hidden_layers * (linear + attention)
 
 

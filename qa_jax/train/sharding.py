@@ -30,13 +30,13 @@ def refuse_replicated(config: ModelConfig, mesh: Mesh) -> None:
         )
 
 
-def sharding_report(config: ModelConfig, mesh: Mesh, bytes_each: int = 4) -> list[str]:
+def sharding_report(config: ModelConfig, mesh: Mesh) -> list[str]:
     """A line for every parameter: shape, how it is cut, and bytes on each device."""
     lines = [f"mesh {dict(mesh.shape)}, {mesh.size} device(s); float32 parameters"]
     total = held = 0
     for path, x in flatten(checkpoint.abstract_params(config, mesh)).items():
-        share = math.prod(x.sharding.shard_shape(x.shape)) * bytes_each
-        total, held = total + math.prod(x.shape) * bytes_each, held + share
+        share = math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        total, held = total + math.prod(x.shape) * x.dtype.itemsize, held + share
         spec = ", ".join("-" if s is None else str(s) for s in x.sharding.spec)
         shape = " x ".join(map(str, x.shape))
         lines.append(f"{'/'.join(path):52} {shape:24} ({spec})  {share:,} B")
