@@ -14,7 +14,7 @@ from qa_jax.config import ModelConfig
 from qa_jax.errors import InputError
 from qa_jax.generate.inputs import ModelInputs, prepare
 from qa_jax.generate.sampling import Sampling, choose
-from qa_jax.model import Audio, KVCache, Params, Qwen2Audio, bind, unstack
+from qa_jax.model import Audio, KVCache, Params, Qwen2Audio, Visible, bind, unstack
 
 SLOT_MULTIPLE = 64
 """Answers get cache slots in multiples of this."""
@@ -152,7 +152,10 @@ class Engine:
             valid = state.valid.at[:, slot].set(True)
             position = state.position + 1
             x = model.decoder.embed(tokens, model.dtype)
-            hidden, cache = model.decoder(x, position[:, None], valid[:, None], state.cache, slot)
+            # Slots not filled yet are not valid: no key comes after the query.
+            keys = valid.astype(jnp.int32)
+            visible = Visible(jnp.ones_like(tokens), keys)
+            hidden, cache = model.decoder(x, position[:, None], visible, state.cache, slot)
             state = state._replace(cache=cache, valid=valid, position=position)
             return _append(state, model.logits(hidden[:, 0]), how)
 

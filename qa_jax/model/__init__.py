@@ -1,5 +1,6 @@
 """What is computed: arrays in, arrays out. No file, no optimizer, no tokenizer is known here."""
 
+from qa_jax.model.attention import Visible
 from qa_jax.model.decoder import KVCache, TextDecoder
 from qa_jax.model.encoder import AudioEncoder
 from qa_jax.model.frontend import LogMel
@@ -27,6 +28,7 @@ __all__ = [
     "Params",
     "Qwen2Audio",
     "TextDecoder",
+    "Visible",
     "bind",
     "count_parameters",
     "declarations",

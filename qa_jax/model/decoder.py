@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from qa_jax.config import TextConfig
-from qa_jax.model.attention import attend
-from qa_jax.model.layers import Linear, RMSNorm, fan_in_normal, normal, precision, rotate
+from qa_jax.model.attention import Visible, attend
+from qa_jax.model.layers import Linear, RMSNorm, fan_in_normal, normal, precision, rotate, wide
 from qa_jax.model.module import Module, declare, scan, stack
 from qa_jax.parallel import constrain
 
@@ -74,7 +74,7 @@ class DecoderLayer(Module):
         self,
         x: jax.Array,
         positions: jax.Array,
-        mask: jax.Array,
+        visible: Visible,
         memory: tuple[KVCache, Any, jax.Array] | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         """One layer; `memory` is the whole cache, the first slot to fill and this layer's index."""
@@ -90,7 +90,7 @@ class DecoderLayer(Module):
                     jax.lax.dynamic_update_slice(cache.v, v[None], at),
                 )
                 k, v = cache.k[index], cache.v[index]
-            x = x + self.self_attn.o_proj(attend(q, k, v, mask))
+            x = x + self.self_attn.o_proj(attend(q, k, v, visible))
         with jax.named_scope("mlp"):
             x = x + self.mlp(self.post_attention_layernorm(x))
         return constrain(x, "batch", "time", "act_embed"), cache
@@ -116,7 +116,7 @@ class TextDecoder(Module):
         self,
         x: jax.Array,
         positions: jax.Array,
-        mask: jax.Array,
+        visible: Visible,
         cache: KVCache | None = None,
         slot: jax.Array | int = 0,
     ) -> tuple[jax.Array, KVCache | None]:
@@ -125,7 +125,7 @@ class TextDecoder(Module):
         Args:
             x: (B, T, D) token embeddings.
             positions: (B, T) rotary positions.
-            mask: bool (B, T, S), which keys each token sees; S is T, or the cache's slots.
+            visible: which keys each token sees: T of them, or the cache's slots.
             cache: keys and values so far; the new ones are written at slots [slot, slot + T).
 
         Returns:
@@ -136,7 +136,7 @@ class TextDecoder(Module):
             if cache is None:
 
                 def layer(module: DecoderLayer, x: jax.Array, _: None) -> tuple[jax.Array, None]:
-                    return module(x, positions, mask)[0], None
+                    return module(x, positions, visible)[0], None
 
                 x, _ = scan(self.layers, layer, x, **self.loop)
             else:
@@ -145,22 +145,24 @@ class TextDecoder(Module):
                     module: DecoderLayer, carry: tuple[jax.Array, KVCache], index: jax.Array
                 ) -> tuple[tuple[jax.Array, KVCache | None], None]:
                     x, cache = carry
-                    return module(x, positions, mask, (cache, slot, index)), None
+                    return module(x, positions, visible, (cache, slot, index)), None
 
                 indices = jnp.arange(cache.k.shape[0])
                 (x, cache), _ = scan(self.layers, cached, (x, cache), indices, **self.loop)
             return self.norm(x), cache
 
+    def head(self, dtype: Any) -> jax.Array:
+        """The output layer's kernel, (D, V); a tied one is the table of embeddings turned."""
+        if self.lm_head is None:
+            return self.embed_tokens[...].astype(dtype).T
+        return self.lm_head[...].astype(dtype)
+
     def logits(self, hidden: jax.Array) -> jax.Array:
         """(..., D) -> (..., V), accumulated and returned in float32 (float64 for float64)."""
-        if self.lm_head is None:
-            kernel, axis = self.embed_tokens[...], 1
-        else:
-            kernel, axis = self.lm_head[...], 0
         return jax.lax.dot_general(
             hidden,
-            kernel.astype(hidden.dtype),
-            (((hidden.ndim - 1,), (axis,)), ((), ())),
+            self.head(hidden.dtype),
+            (((hidden.ndim - 1,), (0,)), ((), ())),
             precision=precision(hidden.dtype),
-            preferred_element_type=jnp.promote_types(hidden.dtype, jnp.float32),
+            preferred_element_type=wide(hidden.dtype),
         )

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from qa_jax.config import AudioConfig, conv_length
-from qa_jax.model.attention import attend
+from qa_jax.model.attention import Visible, attend
 from qa_jax.model.layers import Conv, LayerNorm, Linear, sinusoids
 from qa_jax.model.module import Module, declare, scan, stack
 from qa_jax.parallel import constrain
@@ -33,10 +33,11 @@ class EncoderAttention(Module):
         self.v_proj = Linear(d, split, bias=True)
         self.out_proj = Linear(split, d, bias=True)
 
-    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, visible: Visible) -> jax.Array:
         q = self.q_proj(x)
         q = q * q.shape[-1] ** -0.5
-        return self.out_proj(attend(q, self.k_proj(x), self.v_proj(x), mask))
+        k, v = self.k_proj(x), self.v_proj(x)
+        return self.out_proj(attend(q, k, v, visible, heads="act_audio_heads"))
 
 
 class EncoderLayer(Module):
@@ -50,9 +51,9 @@ class EncoderLayer(Module):
         self.fc1 = Linear(d, mlp, bias=True)
         self.fc2 = Linear(mlp, d, bias=True)
 
-    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, visible: Visible) -> jax.Array:
         with jax.named_scope("self_attn"):
-            x = x + self.self_attn(self.self_attn_layer_norm(x), mask)
+            x = x + self.self_attn(self.self_attn_layer_norm(x), visible)
         with jax.named_scope("mlp"):
             return x + self.fc2(gelu(self.fc1(self.final_layer_norm(x))))
 
@@ -95,10 +96,11 @@ class AudioEncoder(Module):
             x = gelu(self.conv2(x))
             x = x + self.embed_positions[: x.shape[1]].astype(x.dtype)
             # The reference's attention mask is real: every layer's queries see valid keys only.
-            mask = jnp.arange(x.shape[1]) < conv_length(frames)[:, None]
+            keys = (jnp.arange(x.shape[1]) < conv_length(frames)[:, None]).astype(jnp.int32)
+            visible = Visible(jnp.ones_like(keys), keys)
 
             def layer(module: EncoderLayer, x: jax.Array, _: None) -> tuple[jax.Array, None]:
-                return constrain(module(x, mask[:, None]), "batch", "time", "act_embed"), None
+                return constrain(module(x, visible), "batch", "time", "act_embed"), None
 
             x, _ = scan(self.layers, layer, x, **self.loop)
             with jax.named_scope("pool_by_2"):

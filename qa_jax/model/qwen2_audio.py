@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from qa_jax.config import ModelConfig, token_count
+from qa_jax.model.attention import Visible
 from qa_jax.model.decoder import KVCache, TextDecoder
 from qa_jax.model.encoder import AudioEncoder
 from qa_jax.model.frontend import LogMel
@@ -135,11 +136,11 @@ class Qwen2Audio(Module):
         """
         t = tokens.shape[1]
         slots = t if cache is None else cache.k.shape[2]
-        keys = jnp.pad(segments, ((0, 0), (0, slots - t)))
-        same = (segments[:, :, None] == keys[:, None]) & (keys[:, None] > 0)
-        mask = (jnp.arange(t)[:, None] >= jnp.arange(slots)) & same
+        ids = segments.astype(jnp.int32)
+        keys = jnp.pad(ids, ((0, 0), (0, slots - t)))
+        visible = Visible(ids, keys, causal=True)
         positions = segment_positions(segments)
-        return self.decoder(self.embed(tokens, audio, groups), positions, mask, cache)
+        return self.decoder(self.embed(tokens, audio, groups), positions, visible, cache)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """(..., D) hidden states -> (..., V) float32 scores of the next token."""

@@ -5,9 +5,12 @@ from qa_jax.parallel.mesh import (
     RULES,
     batch_shards,
     constrain,
+    current_platform,
     local_groups,
     make_mesh,
+    mesh_shape,
     partition_spec,
+    per_device,
     sharding,
 )
 from qa_jax.parallel.start import any_process, barrier, first_process, join_processes
@@ -19,10 +22,13 @@ __all__ = [
     "barrier",
     "batch_shards",
     "constrain",
+    "current_platform",
     "first_process",
     "join_processes",
     "local_groups",
     "make_mesh",
+    "mesh_shape",
     "partition_spec",
+    "per_device",
     "sharding",
 ]

@@ -6,7 +6,7 @@ Axes of size 1 are always there, so a laptop and a pod run the same program.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "time": None,  # tokens, frames, samples
     "act_embed": None,
     "act_heads": "tensor",
+    "act_audio_heads": None,
     "act_mlp": "tensor",
     "act_vocab": "tensor",
     # parameters
@@ -112,11 +113,51 @@ def sharding(
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Pins an activation to the mesh that `jax.set_mesh` made current; without one, x itself."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    shape = mesh_shape()
+    if math.prod(shape.values()) == 1:
         return x
-    spec = partition_spec(axes, x.shape, dict(mesh.shape), "activation")
+    spec = partition_spec(axes, x.shape, shape, "activation")
     return jax.lax.with_sharding_constraint(x, spec)
+
+
+def mesh_shape() -> dict[str, int]:
+    """Sizes of the axes of the mesh that `jax.set_mesh` made current; empty without one."""
+    return dict(jax.sharding.get_abstract_mesh().shape)
+
+
+def per_device(
+    function: Callable[..., jax.Array],
+    inputs: Sequence[Sequence[str | None]],
+    output: Sequence[str | None],
+) -> Callable[..., jax.Array]:
+    """The function run by every device of the current mesh on its own part of the inputs.
+
+    Args:
+        function: of arrays, one to each entry of `inputs`.
+        inputs: logical axes of each argument.
+        output: logical axes of what it returns.
+    """
+    shape = mesh_shape()
+    if math.prod(shape.values()) == 1:
+        return function
+
+    def run(*arrays: jax.Array) -> jax.Array:
+        specs = tuple(
+            partition_spec(axes, x.shape, shape, "activation")
+            for axes, x in zip(inputs, arrays, strict=True)
+        )
+        result = jax.eval_shape(function, *arrays)
+        out = partition_spec(output, result.shape, shape, "activation")
+        return jax.shard_map(function, in_specs=specs, out_specs=out)(*arrays)
+
+    return run
+
+
+def current_platform() -> str:
+    """Platform of the current mesh's devices, which may be those of another machine; without a
+    mesh, JAX's own: "cpu", "gpu" or "tpu"."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 def local_groups(mesh: Mesh) -> list[int]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from qa_jax.config import ModelConfig
-from qa_jax.model import KVCache, TextDecoder, bind, initialize, unstack
+from qa_jax.model import KVCache, TextDecoder, Visible, bind, initialize, unstack
 from qa_jax.model.layers import rotate
 
 
@@ -25,22 +25,26 @@ def test_cache_equals_whole_rows(tiny: ModelConfig, kv_heads: int, tied: bool, a
     b, t, prompt = 2, 9, 5
     x = jax.random.normal(jax.random.key(2), (b, t, config.hidden_size))
     positions = jnp.broadcast_to(jnp.arange(t), (b, t))
-    causal = jnp.broadcast_to(jnp.tril(jnp.ones((t, t), bool)), (b, t, t))
+    ones = jnp.ones((b, t), jnp.int32)
+    causal = Visible(ones, ones, causal=True)
     whole = decoder.logits(decoder(x, positions, causal)[0])
 
     decoder = bind(model)(unstack(model, params) if apart else params)
     cache = KVCache.zeros(config, b, t + 3, "float32")
-    slots = jnp.arange(t + 3)
+
+    def filled(slots: int) -> jax.Array:
+        return jnp.broadcast_to(jnp.arange(t + 3) < slots, (b, t + 3)).astype(jnp.int32)
+
     hidden, cache = decoder(
         x[:, :prompt],
         positions[:, :prompt],
-        jnp.broadcast_to(slots <= jnp.arange(prompt)[:, None], (b, prompt, t + 3)),
+        Visible(ones[:, :prompt], filled(prompt), causal=True),
         cache,
     )
     parts = [hidden]
     for i in range(prompt, t):
-        mask = jnp.broadcast_to(slots <= i, (b, 1, t + 3))
-        hidden, cache = decoder(x[:, i : i + 1], positions[:, i : i + 1], mask, cache, i)
+        visible = Visible(ones[:, :1], filled(i + 1))
+        hidden, cache = decoder(x[:, i : i + 1], positions[:, i : i + 1], visible, cache, i)
         parts.append(hidden)
     cached = decoder.logits(jnp.concatenate(parts, axis=1))
     np.testing.assert_allclose(cached, whole, atol=2e-5)
@@ -65,23 +69,25 @@ def test_scan_and_unrolled_layers_agree(tiny: ModelConfig) -> None:
     model = TextDecoder(tiny.text)
     params = initialize(model, jax.random.key(3))
     x = jax.random.normal(jax.random.key(4), (1, 7, tiny.text.hidden_size))
-    positions, mask = jnp.arange(7)[None], jnp.tril(jnp.ones((1, 7, 7), bool))
-    scanned, _ = bind(model)(params)(x, positions, mask)
+    positions, ones = jnp.arange(7)[None], jnp.ones((1, 7), jnp.int32)
+    visible = Visible(ones, ones, causal=True)
+    scanned, _ = bind(model)(params)(x, positions, visible)
     layer = bind(DecoderLayer(tiny.text))
     for i in range(tiny.text.num_hidden_layers):
-        x, _ = layer(jax.tree.map(lambda p, i=i: p[i], params["layers"]))(x, positions, mask)
+        x, _ = layer(jax.tree.map(lambda p, i=i: p[i], params["layers"]))(x, positions, visible)
     np.testing.assert_allclose(bind(model)(params).norm(x), scanned, atol=1e-5)
 
 
 @pytest.mark.parametrize("remat", ["full", "dots"])
 def test_remat_changes_no_gradient(tiny: ModelConfig, remat: str) -> None:
     x = jax.random.normal(jax.random.key(5), (1, 7, tiny.text.hidden_size))
-    positions, mask = jnp.arange(7)[None], jnp.tril(jnp.ones((1, 7, 7), bool))
+    positions, ones = jnp.arange(7)[None], jnp.ones((1, 7), jnp.int32)
+    visible = Visible(ones, ones, causal=True)
     params = initialize(TextDecoder(tiny.text), jax.random.key(6))
 
     def gradient(remat: str) -> dict:
         model = bind(TextDecoder(tiny.text, remat=remat))
-        return jax.grad(lambda p: jnp.sum(model(p)(x, positions, mask)[0] ** 2))(params)
+        return jax.grad(lambda p: jnp.sum(model(p)(x, positions, visible)[0] ** 2))(params)
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),

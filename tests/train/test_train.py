@@ -6,17 +6,17 @@ import dataclasses
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from qa_jax import checkpoint
 from qa_jax.config import ModelConfig, RunConfig, parse, to_dict
 from qa_jax.errors import InputError
-from qa_jax.model import Qwen2Audio, bind, flatten, initialize
-from qa_jax.train import objectives, train
+from qa_jax.model import flatten
+from qa_jax.train import train
 from qa_jax.train.metrics import read_metrics
 from qa_jax.train.optimizer import trainable
 from qa_jax.train.setup import initial_state, prepare
@@ -177,34 +177,6 @@ def test_muon_turns_every_matrix_evenly(settings: dict) -> None:
         )
 
 
-@pytest.mark.parametrize("chunk", [1, 64, 500])
-def test_chunked_loss_is_the_plain_one(
-    tiny: ModelConfig, monkeypatch: pytest.MonkeyPatch, chunk: int
-) -> None:
-    rng = np.random.default_rng(0)
-    params = initialize(Qwen2Audio(tiny), jax.random.key(0))
-    model = bind(Qwen2Audio(tiny))
-    hidden = jnp.asarray(rng.standard_normal((2, 11, 32)), jnp.float32)
-    targets = jnp.asarray(rng.integers(0, 384, (2, 11)))
-    weights = jnp.asarray(rng.random((2, 11)) * (rng.random((2, 11)) > 0.4), jnp.float32)
-
-    def plain(params: dict) -> jax.Array:
-        logp = jax.nn.log_softmax(model(params).logits(hidden))
-        picked = jnp.take_along_axis(logp, targets[..., None], -1)[..., 0]
-        return -jnp.sum(picked * weights)
-
-    def chunked(params: dict) -> jax.Array:
-        return objectives._cross_entropy(model(params).logits, hidden, targets, weights)[0]
-
-    monkeypatch.setattr(objectives, "_CHUNK_LOGITS", chunk * 2 * 384 // 100)
-    for a, b in zip(
-        jax.tree.leaves(jax.value_and_grad(plain)(params)),
-        jax.tree.leaves(jax.value_and_grad(chunked)(params)),
-        strict=True,
-    ):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-
-
 def test_evaluation_during_training(settings: dict) -> None:
     settings["data"]["eval"] = settings["data"]["train"]
     train(config(settings, "--train.eval_every=4"))
@@ -235,32 +207,42 @@ def test_another_model_does_not_resume(settings: dict) -> None:
         train(config(settings, "--model.audio.encoder_layers=1"))
 
 
+MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2)]
+
+
 @pytest.mark.eight_devices
-@pytest.mark.parametrize(("mesh", "name"), [((8, 1, 1), "adamw"), ((1, 4, 2), "muon")])
+@pytest.mark.parametrize(("name", "meshes"), [("adamw", MESHES), ("muon", [(1, 4, 2)])])
 def test_meshes_agree_with_one_device(
-    settings: dict, mesh: tuple[int, int, int], name: str
+    settings: dict, name: str, meshes: list[tuple[int, int, int]]
 ) -> None:
-    """Three steps' losses and parameters on eight devices are those of one."""
-    settings["optimizer"]["name"] = name
-    settings["data"]["buckets"] = {0: 8, 104: 8, 204: 8}
-    results = []
-    for sizes, devices in (((1, 1, 1), jax.devices()[:1]), (mesh, jax.devices())):
+    """Five steps' losses, and the parameters after them, on eight devices are those of one."""
+    # Epsilon above rounding: where a gradient is zero but for it, Adam would take its sign.
+    settings["optimizer"] |= {"name": name, "eps": 1e-4}
+    settings["data"]["buckets"] = {204: 8}
+
+    def five_steps(
+        sizes: tuple[int, int, int], devices: list[jax.Device]
+    ) -> tuple[list[float], Any]:
         wanted = dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))
         run = prepare(config({**settings, "mesh": wanted}), devices)
         with jax.set_mesh(run.mesh):
-            step = jax.jit(
-                make_step(run.model, run.optimizer, run.trained, run.learning_rate, run.data.groups)
-            )
             state, curve = initial_state(run), []
-            for i in range(3):
+            step = make_step(
+                run.model, run.optimizer, run.trained, run.learning_rate, run.data.groups
+            )
+            step = jit_step(step, state)
+            for i in range(5):
                 state, metrics = step(state, run.data.batch(i))
                 curve.append(float(metrics["loss"]))
-        results.append((curve, jax.tree.map(np.asarray, state.params)))
-    (curve, params), (other_curve, other_params) = results
-    np.testing.assert_allclose(other_curve, curve, rtol=1e-5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), params, other_params
-    )
+        return curve, flatten(jax.tree.map(np.asarray, state.params))
+
+    curve, params = five_steps((1, 1, 1), jax.devices()[:1])
+    for sizes in meshes:
+        other_curve, other_params = five_steps(sizes, jax.devices())
+        np.testing.assert_allclose(other_curve, curve, rtol=1e-5)
+        for path, expected in params.items():
+            error = np.abs(other_params[path] - expected).max() / np.abs(expected).max()
+            assert error <= 1e-5, (sizes, path, error)
 
 
 @pytest.mark.eight_devices

@@ -1,0 +1,73 @@
+"""Attention in pieces against the formula in float64, its gradients and its masks included."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qa_jax.config import MeshConfig
+from qa_jax.model import Visible, attention
+from qa_jax.parallel import make_mesh
+
+B, T, N, K, H = 4, 13, 4, 2, 8
+
+
+def inputs(dtype: str = "float64") -> tuple[jax.Array, jax.Array, jax.Array, Visible]:
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.standard_normal((B, T, n, H)), dtype) for n in (N, K, K))
+    segments = np.ones((B, T), np.int32)
+    segments[1, 5:] = 2  # two texts in a row
+    segments[2, 9:] = 0  # padding at the end
+    segments[3, :4] = 0  # and at the start
+    return q, k, v, Visible(jnp.asarray(segments), jnp.asarray(segments))
+
+
+def plain(q: jax.Array, k: jax.Array, v: jax.Array, visible: Visible) -> jax.Array:
+    k, v = (jnp.repeat(x, N // K, axis=2) for x in (k, v))
+    mask = visible.queries[:, :, None] == visible.keys[:, None]
+    mask &= visible.keys[:, None] > 0
+    if visible.causal:
+        mask &= jnp.tril(jnp.ones((T, T), bool))
+    scores = jnp.where(mask[:, None], jnp.einsum("btnh,bsnh->bnts", q, k), -1e30)
+    return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(scores, -1), v)
+
+
+def gradients(attend, q, k, v, visible: Visible):  # type: ignore[no-untyped-def]
+    """The output where it may be used, and what comes back of it."""
+    used = (visible.queries > 0)[:, :, None, None]
+
+    def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+        out = jnp.where(used, attend(q, k, v, visible), 0)
+        return jnp.sum(jnp.sin(out)), out
+
+    (_, out), grads = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(q, k, v)
+    return out, *grads
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("limit", [2**20, T * T * 4, T * T * 2, T * T, T * 4, 1])
+def test_pieces_of_any_size_are_the_formula(
+    monkeypatch: pytest.MonkeyPatch, causal: bool, limit: int
+) -> None:
+    monkeypatch.setattr(attention, "_PIECE", {"cpu": limit})
+    with jax.enable_x64(True):
+        q, k, v, visible = inputs()
+        visible = visible._replace(causal=causal)
+        got = gradients(attention.attend, q, k, v, visible)
+        for a, b in zip(got, gradients(plain, q, k, v, visible), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-12)
+
+
+@pytest.mark.parametrize("limit", [2**20, T * T])
+def test_every_device_attends_for_itself(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    monkeypatch.setattr(attention, "_PIECE", {"cpu": limit})
+    q, k, v, visible = inputs("float32")
+    expected = gradients(plain, q, k, v, visible)
+    with jax.set_mesh(make_mesh(MeshConfig(2, 2, 2))):
+        step = jax.jit(lambda q, k, v: gradients(attention.attend, q, k, v, visible))
+        for a, b in zip(step(q, k, v), expected, strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-6 * np.abs(b).max())
+        text = jax.jit(lambda: attention.attend(q, k, v, visible)).lower().compile().as_text()
+    assert "all-gather" not in text and "all-reduce" not in text
