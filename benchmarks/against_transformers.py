@@ -51,13 +51,16 @@ def reference(directory: Path) -> torch.nn.Module:
 
 
 def median_seconds(
-    a: Callable[[], object], b: Callable[[], object], runs: int
+    a: Callable[[], object], b: Callable[[], object], runs: int, warm: bool = False
 ) -> tuple[float, ...]:
-    """Medians of two calls that take turns, after one of each that does not count."""
+    """Medians of two calls that take turns, after one of each that does not count; with `warm`
+    each turn begins with one that does not."""
     a(), b()
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(runs):
         for call, kept in zip((a, b), times, strict=True):
+            if warm:
+                call()
             start = time.perf_counter()
             call()
             kept.append(time.perf_counter() - start)

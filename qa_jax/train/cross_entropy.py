@@ -22,7 +22,7 @@ from qa_jax.parallel import BATCH_AXES, current_platform, mesh_shape, partition_
 
 _LOGITS = 2**26
 """Logits computed at a time on a device: 256 MiB in float32."""
-_TOKENS = {"cpu": 256, "gpu": 2048, "tpu": 2048}
+_TOKENS = {"cpu": 128, "gpu": 2048, "tpu": 2048}
 """Tokens of a device that are looked at together: fewer leave out more of those without a loss;
 with more, an accelerator gathers the kernel less often."""
 _SMALL = 2**22
