@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.command != "train":
+    if rest and arguments.command not in ("train", "plan"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     _one_line_warnings()
     try:
@@ -48,6 +48,23 @@ def _parser() -> argparse.ArgumentParser:
         "--show-sharding", action="store_true", help="where each parameter will lie; trains nothing"
     )
     train.set_defaults(run=_train)
+
+    plan = commands.add_parser(
+        "plan",
+        help="what training needs on a TPU topology or on GPUs, before anyone pays",
+        description="Compiles the training step for a TPU topology and tells its memory, network, "
+        "time and MFU; for GPUs these are counted. Settings are given as for train.",
+        allow_abbrev=False,
+    )
+    plan.add_argument("--config", required=True, help="YAML of settings that differ")
+    plan.add_argument("--topology", required=True, help="v5e:4x4, v5p:2x2x1, v6e:2x4, h200:1, ...")
+    plan.add_argument("--slices", type=int, default=1, help="TPU slices of that shape")
+    plan.add_argument("--bucket", type=int, help="of data.buckets; default: the longest clips")
+    plan.add_argument(
+        "--search", action="store_true", help="try batches, remat policies and meshes"
+    )
+    plan.add_argument("--json", action="store_true", help="for machines")
+    plan.set_defaults(run=_plan)
 
     generate = commands.add_parser("generate", help="answer one prompt about sound")
     _add_model(generate)
@@ -196,6 +213,29 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> int:
         return 0
     print(f"step {config.train.steps}: loss {values['loss']:.4f}, in {config.train.output}")
     return 0
+
+
+def _plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    import json
+
+    from qa_jax.config import run_config
+    from qa_jax.plan import Plan, find_target, make_plan, search
+    from qa_jax.plan.report import describe
+
+    config = run_config(arguments.config, overrides)
+    target = find_target(arguments.topology, arguments.slices)
+
+    def tried(plan: Plan) -> None:
+        print("\n".join(describe(plan)), end="\n\n", file=sys.stderr, flush=True)
+
+    if arguments.search:
+        plan = search(config, target, tried)
+        if plan is None:
+            raise InputError(target.name, "nothing that was tried fits", "take more devices")
+    else:
+        plan = make_plan(config, target, arguments.bucket)
+    print(json.dumps(plan.to_dict()) if arguments.json else "\n".join(describe(plan)))
+    return 0 if plan.fits else 1
 
 
 def _generate(arguments: argparse.Namespace, _: list[str]) -> None:

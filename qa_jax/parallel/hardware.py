@@ -1,28 +1,57 @@
-"""What accelerators can do at most: dense bfloat16 operations a second, as their makers say."""
+"""What accelerators can do at most, as their makers say."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 
-# By the start of jax.Device.device_kind. Sources: cloud.google.com/tpu/docs, NVIDIA data sheets.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6": 918e12,
-    "TPU7x": 2307e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
+
+class Chip(NamedTuple):
+    """One chip.
+
+    Attributes:
+        flops: dense bfloat16 operations a second.
+        memory: bytes.
+        bandwidth: bytes a second between memory and chip.
+        link: bytes a second that it sends to the chips beside it, over all fast links together.
+    """
+
+    flops: float
+    memory: int
+    bandwidth: float
+    link: float
+
+
+_GIB = 2**30
+# By the start of jax.Device.device_kind; the first that fits counts. Sources, November 2026:
+# docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, tpu7x; NVIDIA's data sheets of A100, H100, H200.
+CHIPS = {
+    "TPU v4": Chip(275e12, 32 * _GIB, 1228e9, 300e9),
+    "TPU v5 lite": Chip(197e12, 16 * _GIB, 819e9, 200e9),
+    "TPU v5e": Chip(197e12, 16 * _GIB, 819e9, 200e9),
+    "TPU v5": Chip(459e12, 95 * _GIB, 2765e9, 600e9),
+    "TPU v6": Chip(918e12, 32 * _GIB, 1640e9, 448e9),
+    "TPU7x": Chip(2307e12, 192 * _GIB, 7380e9, 1200e9),
+    "NVIDIA A100": Chip(312e12, 80 * 10**9, 2039e9, 300e9),
+    "NVIDIA H100": Chip(989e12, 80 * 10**9, 3350e9, 450e9),
+    "NVIDIA H200": Chip(989e12, 141 * 10**9, 4800e9, 450e9),
 }
+# These chips are two devices each.
+_HALVES = ("TPU7x",)
+
+
+def chip_of(kind: str) -> Chip | None:
+    """By `jax.Device.device_kind`; None for a processor, or what is not in the table."""
+    return next((chip for name, chip in CHIPS.items() if kind.startswith(name)), None)
 
 
 def peak_flops(device: jax.Device) -> float | None:
     """Of one device; None for a processor, or an accelerator that is not in the table."""
-    kind = device.device_kind
-    return next((peak for name, peak in PEAK_FLOPS.items() if kind.startswith(name)), None)
+    chip = chip_of(device.device_kind)
+    if chip is None:
+        return None
+    return chip.flops / (2 if device.device_kind.startswith(_HALVES) else 1)
 
 
 def memory_in_use(device: jax.Device) -> int | None:

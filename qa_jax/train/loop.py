@@ -69,7 +69,8 @@ class _Loop:
         self.eval_step = jax.jit(eval_step, out_shardings=everywhere)
 
     def _start(self) -> TrainState:
-        abstract = abstract_state(self.run_)
+        run = self.run_
+        abstract = abstract_state(run.model_config, run.optimizer, run.mesh)
         found = self.steps.restore_latest(
             params=abstract.params, optimizer=abstract.optimizer, progress=None
         )

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
@@ -83,6 +84,8 @@ def make_optimizer(
             b1=config.b1,
             b2=config.b2,
             eps=config.eps,
+            # Optax keeps it in the parameters' own type unless told: float64 stays float64.
+            mu_dtype=jnp.bfloat16 if config.first_moment == "bfloat16" else None,
             weight_decay=config.weight_decay,
             mask=lambda tree: _like(decayed, tree),
         ),

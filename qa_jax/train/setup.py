@@ -143,7 +143,7 @@ def initial_params(run: Run) -> Params:
 def initial_state(run: Run) -> TrainState:
     """The state of step 0."""
     params = initial_params(run)
-    places = optimizer_places(run, params)
+    places = optimizer_places(run.optimizer, run.mesh, params)
     return TrainState(
         step=jax.device_put(jnp.zeros((), jnp.int32), NamedSharding(run.mesh, PartitionSpec())),
         params=params,
@@ -151,10 +151,10 @@ def initial_state(run: Run) -> TrainState:
     )
 
 
-def optimizer_places(run: Run, params: Any) -> Any:
+def optimizer_places(optimizer: optax.GradientTransformation, mesh: Mesh, params: Any) -> Any:
     """Where the optimizer's state lies: moments beside their parameters, counters everywhere."""
     places = {"/".join(path): x.sharding for path, x in flatten(params).items()}
-    everywhere = NamedSharding(run.mesh, PartitionSpec())
+    everywhere = NamedSharding(mesh, PartitionSpec())
 
     def place(path: Any, _: Any) -> NamedSharding:
         names = [str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey)]
@@ -162,17 +162,18 @@ def optimizer_places(run: Run, params: Any) -> Any:
         tails = ("/".join(names[i:]) for i in range(len(names)))
         return next((places[tail] for tail in tails if tail in places), everywhere)
 
-    return jax.tree_util.tree_map_with_path(place, jax.eval_shape(run.optimizer.init, params))
+    return jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, params))
 
 
-def abstract_state(run: Run) -> TrainState:
-    """Shapes, types and places of the state, for restoring one."""
-    params = checkpoint.abstract_params(run.model_config, run.mesh)
-    shapes = jax.eval_shape(run.optimizer.init, params)
-    optimizer = jax.tree.map(
+def abstract_state(
+    model_config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """Shapes, types and places of the state, for restoring one or for compiling a step."""
+    params = checkpoint.abstract_params(model_config, mesh)
+    moments = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        shapes,
-        optimizer_places(run, params),
+        jax.eval_shape(optimizer.init, params),
+        optimizer_places(optimizer, mesh, params),
     )
-    everywhere = NamedSharding(run.mesh, PartitionSpec())
-    return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere), params, optimizer)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere), params, moments)

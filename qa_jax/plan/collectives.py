@@ -1,0 +1,175 @@
+"""What a compiled program sends between devices, read from its text."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
+_BYTES |= {"f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
+_KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_CALLED = re.compile(
+    r"(?:calls|body|to_apply|branch_computations|called_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)"
+)
+_ARRAY = re.compile(r"\b([a-z]+\d+|pred)\[([\d,]*)\]")
+
+
+class Transfer(NamedTuple):
+    """One collective of the program.
+
+    Attributes:
+        kind: all-gather, all-reduce, reduce-scatter, all-to-all or collective-permute.
+        sent: bytes that a device sends in a whole run of the program.
+        times: how often it runs.
+        largest: bytes of its largest array.
+        source: the name of the operation it was made for.
+    """
+
+    kind: str
+    sent: float
+    times: int
+    largest: int
+    source: str
+
+
+def transfers(text: str) -> list[Transfer]:
+    """The collectives of a compiled module's text, loops counted out.
+
+    A loop whose number of rounds is not a constant is counted as one round.
+    """
+    bodies = dict(_computations(text))
+    times = _times(bodies)
+    found = []
+    seen = set()
+    for name, lines in bodies.items():
+        if not times[name]:
+            continue
+        for line in lines:
+            one = _transfer(line, times[name])
+            if one is None:
+                continue
+            # The compiler writes one asynchronous collective several times, under one channel.
+            channel = re.search(r"channel_id=(\d+)", line)
+            key = channel.group(1) if channel else line
+            if key not in seen:
+                seen.add(key)
+                found.append(one)
+    return found
+
+
+def _computations(text: str) -> Iterator[tuple[str, list[str]]]:
+    name = ""
+    lines: list[str] = []
+    for line in text.splitlines():
+        header = _HEADER.match(line)
+        if header:
+            name, lines = ("ENTRY" if header.group(1) else header.group(2)), []
+        elif line.startswith("}"):
+            yield name, lines
+        else:
+            lines.append(line)
+
+
+def _times(bodies: dict[str, list[str]]) -> Counter[str]:
+    """How often each computation runs."""
+    callers: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for name, lines in bodies.items():
+        for line in lines:
+            rounds = _rounds(line, bodies) if " while(" in line else 1
+            for called in _CALLED.findall(line):
+                for each in re.findall(r"[\w.\-]+", called):
+                    callers[each].append((name, rounds))
+    times: Counter[str] = Counter({"ENTRY": 1})
+
+    def of(name: str) -> int:
+        if name not in times:
+            times[name] = sum(of(caller) * rounds for caller, rounds in callers[name])
+        return times[name]
+
+    for name in bodies:
+        of(name)
+    return times
+
+
+def _rounds(line: str, bodies: dict[str, list[str]]) -> int:
+    """Of a loop: what it says itself, or its counter's limit over its step."""
+    known = re.search(r"known_trip_count[^\d]*(\d+)", line)
+    if known:
+        return int(known.group(1))
+    condition, body = (re.search(rf"{k}=%?([\w.\-]+)", line) for k in ("condition", "body"))
+    if condition is None or body is None:
+        return 1
+    test, work = bodies.get(condition.group(1), []), bodies.get(body.group(1), [])
+    limits = [int(n) for text in test for n in re.findall(r" constant\((\d+)\)", text)]
+    index = re.findall(r" get-tuple-element\([^)]*\), index=(\d+)", "\n".join(test))
+    if len(limits) != 1 or len(index) != 1:
+        return 1
+    return -(-limits[0] // _step(work, int(index[0])))
+
+
+def _step(body: list[str], index: int) -> int:
+    """What a loop's body adds to the index-th of the values that it carries."""
+    defined = {m.group(1): m.group(2) for m in map(_INSTRUCTION.match, body) if m}
+    root = next((line for line in body if line.lstrip().startswith("ROOT")), "")
+    carried = re.search(r" tuple\((.*?)\)(, |$)", root)
+    names = re.findall(r"%([\w.\-]+)", carried.group(1)) if carried else []
+    added = re.search(r" add\(([^)]*)\)", defined.get(names[index], "")) if names else None
+    terms = re.findall(r"%([\w.\-]+)", added.group(1)) if added else []
+    steps = [re.search(r" constant\((\d+)\)", defined.get(t, "")) for t in terms]
+    return next((int(m.group(1)) for m in steps if m), 1) or 1
+
+
+def _transfer(line: str, times: int) -> Transfer | None:
+    match = _INSTRUCTION.match(line)
+    if not match:
+        return None
+    operation = re.search(r" ([a-z\-]+)\(", " " + match.group(2))
+    kind = next((k for k in _KINDS if operation and operation.group(1) in (k, f"{k}-start")), None)
+    if operation is None or kind is None:
+        return None
+    result = (" " + match.group(2))[: operation.start()]
+    sizes = [_size(*array) for array in _ARRAY.findall(result)]
+    if not sizes:
+        return None
+    started = operation.group(1).endswith("-start")
+    # A started one gives its input and its output; all-reduce may carry many arrays at once.
+    whole = max(sizes) if started and kind != "all-reduce" else sum(sizes)
+    n = _group_size(line)
+    share = (n - 1) / n if n > 1 else 0.0
+    sent = {
+        "all-gather": whole * share,
+        "all-reduce": 2 * whole * share,
+        "reduce-scatter": (whole if started else whole * n) * share,
+        "all-to-all": whole * share,
+        "collective-permute": float(whole),
+    }[kind]
+    source = re.search(r'op_name="([^"]*)"', line)
+    return Transfer(kind, sent * times, times, max(sizes), source.group(1) if source else "")
+
+
+def _size(kind: str, shape: str) -> int:
+    count = 1
+    for n in filter(None, shape.split(",")):
+        count *= int(n)
+    return count * _BYTES.get(kind, 4)
+
+
+def _group_size(line: str) -> int:
+    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
+    if listed:
+        return len(listed.group(1).split(","))
+    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]", line)
+    if iota:
+        return int(iota.group(2))
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", line)
+    if mesh:
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh.group(1)))
+        size = 1
+        for axis in re.findall(r"'(\w+)'", mesh.group(2)):
+            size *= int(sizes[axis])
+        return size
+    return 2

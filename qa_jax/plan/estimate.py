@@ -1,0 +1,181 @@
+"""What can be counted without a compiler: operations, bytes, and the times they take at least."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from qa_jax.config import ModelConfig, OptimizerConfig, RunConfig, conv_length, token_count
+from qa_jax.model import Qwen2Audio, declarations, flatten, nest
+from qa_jax.model.flops import decoder_flops, encoder_flops, head_flops, training_flops
+from qa_jax.parallel.hardware import Chip
+from qa_jax.train.optimizer import trainable
+
+_TEXT_TOKENS = 64
+"""Text beside a clip, where the settings do not say how many clips a row holds."""
+
+
+class Shapes(NamedTuple):
+    """A micro-batch over all devices.
+
+    Attributes:
+        rows: rows of tokens.
+        tokens: in each row.
+        clips: in all rows.
+        frames: log-mel frames of each clip's bucket.
+        accumulate: micro-batches in a step.
+    """
+
+    rows: int
+    tokens: int
+    clips: int
+    frames: int
+    accumulate: int
+
+
+def batch_shapes(config: RunConfig, bucket: int | None = None) -> Shapes:
+    """Shapes of a step's data: those of the bucket of the longest clips, unless one is named.
+
+    Rows that are not packed hold a clip each; packed ones as many as fit with some text beside.
+    """
+    frames = max(config.data.buckets) if bucket is None else bucket
+    rows = config.data.buckets[frames]
+    tokens = config.data.pack_tokens or config.data.max_tokens
+    each = 1
+    if config.data.pack_tokens and frames:
+        each = max(1, tokens // (token_count(frames) + _TEXT_TOKENS))
+    clips = rows * each if frames else 0
+    return Shapes(rows, tokens, clips, frames, config.optimizer.accumulate)
+
+
+@dataclass
+class Plan:
+    """What a training step needs on a target.
+
+    Attributes:
+        topology, devices, mesh, shapes, remat: what was planned.
+        parameters: numbers in the model.
+        fits: whether it fits in memory; where `compiled`, the compiler says so.
+        compiled: whether it was compiled; the rest is counted.
+        bytes_per_chip: by what they are for, of one device.
+        hbm_bytes_per_chip: what a device has.
+        flops_per_chip: operations of the model in a step, forward and backward, without
+            recomputation, by which MFU is counted.
+        network_bytes_per_chip: by kind of collective, sent by one device.
+        seconds: what a step takes at least for `compute`, with recomputation, for `memory` and for
+            `network`.
+        bound: the largest of the three.
+        mfu_bound: the highest possible share of the peak, at that time.
+        tokens_per_chip_day, audio_hours_per_chip_day: at that time, of full batches.
+        compile_seconds: how long the compiler took.
+        problem: why it does not fit.
+    """
+
+    topology: str
+    devices: int
+    mesh: dict[str, int]
+    shapes: Shapes
+    remat: str
+    parameters: int
+    fits: bool
+    compiled: bool
+    bytes_per_chip: dict[str, int]
+    hbm_bytes_per_chip: int
+    flops_per_chip: float
+    network_bytes_per_chip: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    bound: str = ""
+    mfu_bound: float = 0.0
+    tokens_per_chip_day: float = 0.0
+    audio_hours_per_chip_day: float = 0.0
+    compile_seconds: float = 0.0
+    problem: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return dataclasses.asdict(self) | {"shapes": self.shapes._asdict()}
+
+    def set_times(self, seconds: dict[str, float], chip: Chip) -> None:
+        """Takes the times of the three resources, and what follows from the slowest."""
+        self.seconds = seconds
+        self.bound, step = max(seconds.items(), key=lambda item: item[1])
+        self.mfu_bound = self.flops_per_chip / (chip.flops * step)
+        a_day = 86_400 / step * self.shapes.accumulate / self.devices
+        self.tokens_per_chip_day = a_day * self.shapes.rows * self.shapes.tokens
+        self.audio_hours_per_chip_day = a_day * self.shapes.clips * self.shapes.frames * 0.01 / 3600
+
+
+def model_flops(config: ModelConfig, shapes: Shapes) -> int:
+    """Of a step over all devices, without recomputation."""
+    step = training_flops(config, shapes.rows, shapes.tokens, shapes.clips, shapes.frames)
+    return step * shapes.accumulate
+
+
+def executed_flops(config: ModelConfig, shapes: Shapes) -> float:
+    """Of a step over all devices, with what is computed again for the backward pass."""
+    layers = shapes.rows * decoder_flops(config.text, shapes.tokens)
+    layers += shapes.clips * encoder_flops(config.audio, shapes.frames, config.text.hidden_size)
+    again = {"none": 0.0, "full": 1.0, "dots": 0.05}[config.remat] * layers
+    # The loss computes its logits once more for the gradient.
+    again += shapes.rows * head_flops(config.text, shapes.tokens)
+    return model_flops(config, shapes) + again * shapes.accumulate
+
+
+def state_bytes(config: ModelConfig, optimizer: OptimizerConfig, shards: int) -> dict[str, int]:
+    """Of one device, where parameters are cut so many ways; all in float32 but the
+    first moment. What is frozen has neither gradient nor optimizer state."""
+    declared = declarations(Qwen2Audio(config))
+    moved = flatten(trainable(nest(declared), optimizer.freeze))
+    whole = sum(math.prod(d.shape) for d in declared.values()) / shards
+    learnt = sum(math.prod(d.shape) for path, d in declared.items() if moved[path]) / shards
+    first = 2 if optimizer.first_moment == "bfloat16" else 4
+    return {
+        "parameters": round(4 * whole),
+        "optimizer": round((first + 4) * learnt),
+        "gradients": round(4 * learnt),
+    }
+
+
+def kept_bytes(config: ModelConfig, shapes: Shapes, batch_shards: int) -> int:
+    """Activations of one device that wait for the backward pass: with `full`, each layer's input;
+    with `dots`, also what its matrix products give."""
+    text, audio = config.text, config.audio
+    width = 2 if config.dtype == "bfloat16" else 4
+    d_text, d_audio = text.hidden_size, audio.d_model
+    if config.remat != "full":
+        heads = (text.num_attention_heads + 2 * text.num_key_value_heads) * text.head_dim
+        d_text += heads + 2 * text.hidden_size + 2 * text.intermediate_size
+        d_audio += 5 * audio.d_model + audio.encoder_ffn_dim
+    kept = shapes.rows * shapes.tokens * text.num_hidden_layers * d_text
+    kept += shapes.clips * conv_length(shapes.frames) * audio.encoder_layers * d_audio
+    return round(kept * width / batch_shards)
+
+
+def memory_seconds(plan: Plan, config: ModelConfig, chip: Chip) -> float:
+    """The least time for a device's memory: weights are written where they are gathered and read in
+    each of three passes, the optimizer reads and writes its state, activations are written and
+    read once."""
+    weights = 2 * plan.parameters / plan.mesh["tensor"]
+    passes = (3 if config.remat == "full" else 2) * plan.shapes.accumulate
+    state = plan.bytes_per_chip["parameters"] + plan.bytes_per_chip["optimizer"]
+    kept = plan.bytes_per_chip["activations"] * plan.shapes.accumulate
+    moved = 2 * passes * weights + 2 * state + 2 * plan.bytes_per_chip["gradients"] + 2 * kept
+    return moved / chip.bandwidth
+
+
+def counted_network_bytes(plan: Plan, config: ModelConfig) -> dict[str, float]:
+    """Of one device, where nothing is compiled: weights gathered for each pass, gradients summed
+    and scattered once a micro-batch."""
+    shards, copies = plan.mesh["fsdp"], plan.mesh["data"]
+    whole = 2 * plan.parameters / plan.mesh["tensor"]
+    share = (shards - 1) / shards
+    passes = 3 if config.remat == "full" else 2
+    n = plan.shapes.accumulate
+    sent = {
+        "all-gather": n * passes * whole * share,
+        "reduce-scatter": n * whole * share,
+        "all-reduce": 2 * n * whole / shards * (copies - 1) / copies,
+    }
+    return {kind: size for kind, size in sent.items() if size}

@@ -1,0 +1,243 @@
+"""Compiling the step that `qa-jax train` would run, and reading off what it needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from qa_jax.config import HOP_LENGTH, MeshConfig, RunConfig
+from qa_jax.data import TrainBatch
+from qa_jax.errors import InputError
+from qa_jax.model import Qwen2Audio, count_parameters, declarations, nest
+from qa_jax.parallel import BATCH_AXES, batch_shards, make_mesh
+from qa_jax.plan.collectives import Transfer, transfers
+from qa_jax.plan.estimate import (
+    Plan,
+    Shapes,
+    batch_shapes,
+    counted_network_bytes,
+    executed_flops,
+    kept_bytes,
+    memory_seconds,
+    model_flops,
+    state_bytes,
+)
+from qa_jax.plan.target import Target
+from qa_jax.train.optimizer import make_optimizer, schedule, trainable
+from qa_jax.train.setup import abstract_state
+from qa_jax.train.sharding import refuse_replicated
+from qa_jax.train.step import jit_step, make_step
+
+_MARGIN = 0.94
+"""Share of a GPU's memory that a program gets; the rest is CUDA's and fragments."""
+
+
+def lower_step(config: RunConfig, mesh: Mesh, shapes: Shapes) -> Any:
+    """The training step, traced for a mesh whose devices need not be here."""
+    model = Qwen2Audio(config.model)
+    optimizer = make_optimizer(config.optimizer, config.train.steps, model)
+    state = abstract_state(config.model, optimizer, mesh)
+    step = make_step(
+        model,
+        optimizer,
+        trainable(nest(declarations(model)), config.optimizer.freeze),
+        schedule(config.optimizer, config.train.steps),
+        batch_shards(mesh),
+    )
+    with jax.set_mesh(mesh):
+        jitted: Any = jit_step(step, state)
+        return jitted.lower(state, _abstract_batch(shapes, mesh))
+
+
+def _abstract_batch(shapes: Shapes, mesh: Mesh) -> TrainBatch:
+    place = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
+
+    def array(dtype: Any, *shape: int) -> Any:
+        return jax.ShapeDtypeStruct((shapes.accumulate, *shape), dtype, sharding=place)
+
+    row = (shapes.rows, shapes.tokens)
+    clips = shapes.clips, shapes.frames * HOP_LENGTH
+    return TrainBatch(
+        tokens=array(jnp.int32, *row),
+        segments=array(jnp.int32, *row),
+        weights=array(jnp.float32, *row),
+        signal=array(jnp.float32, *clips) if shapes.clips else None,
+        frames=array(jnp.int32, shapes.clips) if shapes.clips else None,
+    )
+
+
+def make_plan(config: RunConfig, target: Target, bucket: int | None = None) -> Plan:
+    """What a step of these settings needs on a target; compiled where the target is a TPU.
+
+    Args:
+        config: the run's; its model must say its own vocabulary, for no tokenizer is read.
+        target: see `find_target`.
+        bucket: of `data.buckets`; the longest clips' unless named.
+
+    Raises:
+        InputError: for a bucket that is not there, or rows and mesh that do not fit.
+    """
+    if bucket is not None and bucket not in config.data.buckets:
+        raise InputError("--bucket", f"{bucket} is not in data.buckets", "choose one that is")
+    plan, mesh = _counted(config, target, bucket)
+    if mesh is None:
+        return plan
+    started = time.perf_counter()
+    try:
+        compiled = lower_step(config, mesh, plan.shapes).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        plan.fits, plan.problem = False, _out_of_memory(str(error))
+        plan.compiled, plan.compile_seconds = True, time.perf_counter() - started
+        return plan
+    plan.compile_seconds = time.perf_counter() - started
+    _read_off(plan, compiled, config, target)
+    return plan
+
+
+def _counted(
+    config: RunConfig, target: Target, bucket: int | None = None
+) -> tuple[Plan, Mesh | None]:
+    """The part of a plan that needs no compiler, and the mesh to compile for."""
+    shapes = batch_shapes(config, bucket)
+    mesh = make_mesh(config.mesh, target.devices) if target.devices else None
+    sizes = dict(mesh.shape) if mesh is not None else _sizes(config.mesh, target.size)
+    if mesh is not None:
+        refuse_replicated(config.model, mesh)
+    rows_cut = sizes["data"] * sizes["fsdp"]
+    if shapes.rows % rows_cut:
+        raise InputError(
+            "data.buckets",
+            f"{shapes.rows} rows cannot be cut {rows_cut} ways (mesh {sizes})",
+            f"choose a multiple of {rows_cut}",
+        )
+    held = state_bytes(config.model, config.optimizer, sizes["fsdp"] * sizes["tensor"])
+    held["activations"] = kept_bytes(config.model, shapes, rows_cut)
+    # One layer's gathered weights and the widest activations of a piece of work.
+    held["temporaries"] = 2**30
+    plan = Plan(
+        topology=target.name,
+        devices=target.size,
+        mesh=sizes,
+        shapes=shapes,
+        remat=config.model.remat,
+        parameters=count_parameters(Qwen2Audio(config.model)),
+        fits=sum(held.values()) <= _MARGIN * target.chip.memory,
+        compiled=False,
+        bytes_per_chip=held,
+        hbm_bytes_per_chip=target.chip.memory,
+        flops_per_chip=model_flops(config.model, shapes) / target.size,
+    )
+    plan.network_bytes_per_chip = counted_network_bytes(plan, config.model)
+    _set_times(plan, config, target)
+    if not plan.fits:
+        plan.problem = f"{sum(held.values()) / 2**30:.1f} GiB by count"
+    return plan, mesh
+
+
+def _sizes(config: MeshConfig, count: int) -> dict[str, int]:
+    """A mesh's sizes where there is no device to build one of."""
+    sizes = {"data": config.data, "fsdp": config.fsdp, "tensor": config.tensor}
+    fixed = 1
+    for n in sizes.values():
+        fixed *= n if n > 0 else 1
+    sizes = {k: count // fixed if n == -1 else n for k, n in sizes.items()}
+    if sizes["data"] * sizes["fsdp"] * sizes["tensor"] != count:
+        raise InputError("mesh", f"{sizes} does not make {count} devices", "change a size")
+    return sizes
+
+
+def _read_off(plan: Plan, compiled: Any, config: RunConfig, target: Target) -> None:
+    """Replaces what was counted by what the compiler says."""
+    stats = compiled.memory_analysis()
+    held, counted = {}, plan.bytes_per_chip
+    arguments = stats.argument_size_in_bytes
+    held["parameters"] = min(counted["parameters"], arguments)
+    held["optimizer"] = min(counted["optimizer"], arguments - held["parameters"])
+    held["batch"] = arguments - held["parameters"] - held["optimizer"]
+    # Gradients and activations lie in what the compiler calls temporary.
+    rest = stats.temp_size_in_bytes
+    for name in ("gradients", "activations"):
+        held[name] = min(counted[name], rest)
+        rest -= held[name]
+    held["temporaries"] = rest
+    held["outputs"] = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    plan.bytes_per_chip, plan.compiled, plan.fits, plan.problem = held, True, True, ""
+    sent: Counter[str] = Counter()
+    for transfer in compiled_transfers(compiled):
+        sent[transfer.kind] += round(transfer.sent)
+    plan.network_bytes_per_chip = dict(sent)
+    _set_times(plan, config, target)
+
+
+def compiled_transfers(compiled: Any) -> list[Transfer]:
+    """The collectives of a compiled program."""
+    return transfers(compiled.as_text())
+
+
+def _set_times(plan: Plan, config: RunConfig, target: Target) -> None:
+    executed = executed_flops(config.model, plan.shapes) / target.size
+    plan.set_times(
+        {
+            "compute": executed / target.chip.flops,
+            "memory": memory_seconds(plan, config.model, target.chip),
+            "network": sum(plan.network_bytes_per_chip.values()) / target.chip.link,
+        },
+        target.chip,
+    )
+
+
+def _out_of_memory(text: str) -> str:
+    used = re.search(r"Used ([\d.]+\w+) of ([\d.]+\w+) hbm", text)
+    return f"needs {used.group(1)} of {used.group(2)}" if used else " ".join(text.split())[:300]
+
+
+def search(
+    config: RunConfig, target: Target, report: Callable[[Plan], None] = lambda _: None
+) -> Plan | None:
+    """The fastest step that fits, of several batches, remat policies and meshes.
+
+    All are counted first; those that may fit are compiled from the fastest on, until one does.
+    `report` is told of each that was compiled.
+    """
+    counted = []
+    for candidate in _candidates(config, target):
+        try:
+            plan, _ = _counted(candidate, target)
+        except InputError:
+            continue
+        counted.append((plan.tokens_per_chip_day, plan.fits, candidate))
+    ranked = sorted(counted, key=lambda x: -x[0])
+    for _, may_fit, candidate in ranked:
+        if not may_fit:
+            continue
+        plan = make_plan(candidate, target)
+        report(plan)
+        if plan.fits:
+            return plan
+    return None
+
+
+def _candidates(config: RunConfig, target: Target) -> Iterator[RunConfig]:
+    frames = max(config.data.buckets)
+    for tensor in (1, 2, 4):
+        if target.size % tensor:
+            continue
+        cut = target.size // tensor
+        for each in (1, 2, 4, 8, 16):
+            for remat in ("full", "dots"):
+                yield dataclasses.replace(
+                    config,
+                    mesh=dataclasses.replace(config.mesh, data=1, fsdp=-1, tensor=tensor),
+                    data=dataclasses.replace(config.data, buckets={frames: each * cut}),
+                    model=dataclasses.replace(config.model, remat=remat),
+                )

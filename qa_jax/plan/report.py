@@ -1,0 +1,48 @@
+"""A plan in words."""
+
+from __future__ import annotations
+
+from qa_jax.plan.estimate import Plan
+
+
+def describe(plan: Plan) -> list[str]:
+    """Lines for a terminal."""
+    s, held = plan.shapes, plan.bytes_per_chip
+    mesh = " x ".join(f"{axis} {n}" for axis, n in plan.mesh.items())
+    lines = [
+        f"{plan.topology}: {plan.devices} devices, mesh {mesh}, remat {plan.remat}",
+        f"a step: {s.accumulate} x {s.rows} rows of {s.tokens:,} tokens, {s.clips} clips of "
+        f"{s.frames * 0.01:g} s; {plan.parameters:,} parameters",
+    ]
+    if plan.problem:
+        lines.append(f"DOES NOT FIT: {plan.problem}, {_gib(plan.hbm_bytes_per_chip)} a device")
+    else:
+        how = "compiled" if plan.compiled else "counted, not compiled"
+        lines.append(
+            f"fits ({how}), {_gib(sum(held.values()))} of {_gib(plan.hbm_bytes_per_chip)}: "
+            + ", ".join(f"{name} {_gib(size)}" for name, size in held.items() if size)
+        )
+    lines.append(f"{plan.flops_per_chip / 1e12:.1f} TFLOP a device, without recomputation")
+    lines.append(
+        "sent by a device: "
+        + (
+            ", ".join(f"{k} {_gib(x)}" for k, x in sorted(plan.network_bytes_per_chip.items()))
+            or "nothing"
+        )
+    )
+    lines.append(
+        "at least "
+        + ", ".join(f"{name} {seconds:.3f} s" for name, seconds in plan.seconds.items())
+        + f": bound by {plan.bound}, MFU at most {plan.mfu_bound:.1%}"
+    )
+    lines.append(
+        f"at most {plan.tokens_per_chip_day / 1e6:,.1f} million tokens and "
+        f"{plan.audio_hours_per_chip_day:,.0f} hours of audio a device and day"
+    )
+    if plan.compiled:
+        lines.append(f"compiled in {plan.compile_seconds:.0f} s")
+    return lines
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB"
