@@ -44,6 +44,8 @@ setup(
         "cuda12": ["jax[cuda12]>=0.10,<0.13"],
         "dev": [
             *demo,
+            # The TPU's compiler, which needs no TPU: for tests of `qa-jax plan`.
+            'jax[tpu]>=0.10,<0.13; sys_platform == "linux" and platform_machine == "x86_64"',
             "mypy>=1.15",
             "pytest>=8",
             "pytest-xdist>=3.6",

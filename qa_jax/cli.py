@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--search", action="store_true", help="try batches, remat policies and meshes"
     )
+    plan.add_argument("--quick", action="store_true", help="a look: compile with little effort")
     plan.add_argument("--json", action="store_true", help="for machines")
     plan.set_defaults(run=_plan)
 
@@ -229,11 +230,11 @@ def _plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
         print("\n".join(describe(plan)), end="\n\n", file=sys.stderr, flush=True)
 
     if arguments.search:
-        plan = search(config, target, tried)
+        plan = search(config, target, tried, arguments.quick)
         if plan is None:
             raise InputError(target.name, "nothing that was tried fits", "take more devices")
     else:
-        plan = make_plan(config, target, arguments.bucket)
+        plan = make_plan(config, target, arguments.bucket, arguments.quick)
     print(json.dumps(plan.to_dict()) if arguments.json else "\n".join(describe(plan)))
     return 0 if plan.fits else 1
 

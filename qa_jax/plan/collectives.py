@@ -26,6 +26,7 @@ class Transfer(NamedTuple):
         sent: bytes that a device sends in a whole run of the program.
         times: how often it runs.
         largest: bytes of its largest array.
+        shape: of that array.
         source: the name of the operation it was made for.
     """
 
@@ -33,6 +34,7 @@ class Transfer(NamedTuple):
     sent: float
     times: int
     largest: int
+    shape: tuple[int, ...]
     source: str
 
 
@@ -132,7 +134,8 @@ def _transfer(line: str, times: int) -> Transfer | None:
     if operation is None or kind is None:
         return None
     result = (" " + match.group(2))[: operation.start()]
-    sizes = [_size(*array) for array in _ARRAY.findall(result)]
+    arrays = _ARRAY.findall(result)
+    sizes = [_size(*array) for array in arrays]
     if not sizes:
         return None
     started = operation.group(1).endswith("-start")
@@ -148,7 +151,8 @@ def _transfer(line: str, times: int) -> Transfer | None:
         "collective-permute": float(whole),
     }[kind]
     source = re.search(r'op_name="([^"]*)"', line)
-    return Transfer(kind, sent * times, times, max(sizes), source.group(1) if source else "")
+    shape = tuple(int(n) for n in arrays[sizes.index(max(sizes))][1].split(",") if n)
+    return Transfer(kind, sent * times, times, max(sizes), shape, source.group(1) if source else "")
 
 
 def _size(kind: str, shape: str) -> int:

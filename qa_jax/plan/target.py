@@ -71,7 +71,7 @@ def _describe(name: str, slices: int, single: bool) -> Any:
 
     options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
     if single:
-        options["chips_per_host_bounds"] = [1] * (name.count("x") - name.startswith("tpu7x") + 1)
+        options["chips_per_host_bounds"] = [1, 1, 1]
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except Exception as error:

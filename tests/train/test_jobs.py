@@ -37,7 +37,7 @@ def settings(tiny: ModelConfig, manifest: Path, tokenizer_dir: Path, tmp_path: P
         "model": to_dict(tiny),
         "data": {"train": str(manifest), "tokenizer": str(tokenizer_dir), "buckets": {204: 8}},
         # Epsilon above rounding: where a gradient is zero but for it, Adam would take its sign.
-        "optimizer": {"peak_lr": 3e-3, "warmup_steps": 2, "eps": 1e-5},
+        "optimizer": {"peak_lr": 3e-3, "warmup_steps": 2, "eps": 1e-4},
         "train": {"output": str(tmp_path / "run"), "steps": 5, "log_every": 1, "save_every": 2},
         "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
     }
@@ -66,7 +66,7 @@ def test_processes_agree_with_one(settings: dict, tmp_path: Path) -> None:
         said = job.run()
         assert f"in {processes} process(es)" in said
         np.testing.assert_allclose(job.losses(), one.losses(), rtol=1e-5)
-        close(job.params(), one.params(), 1e-4)
+        close(job.params(), one.params(), 1e-5)
         # The last step again, by one process on from what several saved.
         shutil.rmtree(job.output / "checkpoints" / "5")
         Job(at(settings, job.output)).run()

@@ -1,0 +1,162 @@
+"""The step compiled for real topologies, and the counts that need no compiler."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+from qa_jax import cli
+from qa_jax.config import MeshConfig, RunConfig, preset, run_config
+from qa_jax.errors import InputError
+from qa_jax.parallel import make_mesh
+from qa_jax.plan import find_target, make_plan, search
+from qa_jax.plan.collectives import transfers
+from qa_jax.plan.estimate import Shapes, batch_shapes, executed_flops, state_bytes
+from qa_jax.plan.plan import QUICK, lower_step
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (Linux only)"
+)
+T, FRAMES = 640, 1004
+"""Lengths that are no parameter's dimension, so that a shape tells what it is of."""
+
+
+def shallow(**mesh: int) -> RunConfig:
+    """The full-size widths and vocabulary, one layer each."""
+    full = preset("qwen2_audio_7b")
+    model = dataclasses.replace(
+        full,
+        audio=dataclasses.replace(full.audio, encoder_layers=2),
+        text=dataclasses.replace(full.text, num_hidden_layers=2),
+    )
+    config = RunConfig(model=model, mesh=MeshConfig(**mesh))
+    data = dataclasses.replace(config.data, buckets={FRAMES: 8}, pack_tokens=T)
+    return dataclasses.replace(config, data=data)
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("topology", "mesh"), [("v5e:2x4", {"fsdp": 8}), ("v6e:2x4", {"fsdp": 4, "tensor": 2})]
+)
+def test_compiled_program(
+    topology: str, mesh: dict[str, int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    config, target = shallow(**mesh), find_target(topology)
+    shapes = batch_shapes(config)
+    assert shapes == Shapes(rows=8, tokens=T, clips=16, frames=FRAMES, accumulate=1)
+    compiled = lower_step(config, make_mesh(config.mesh, target.devices), shapes).compile(QUICK)
+    text = compiled.as_text()
+    assert "nvoluntary full remat" not in capfd.readouterr().err
+    # The state is donated: of all that comes out, only the metrics are new memory.
+    stats = compiled.memory_analysis()
+    assert stats.output_size_in_bytes - stats.alias_size_in_bytes < 2**16
+    # Never the logits of a whole batch, in any order of their dimensions.
+    vocab = config.model.text.vocab_size // mesh.get("tensor", 1)
+    rows = shapes.rows // mesh["fsdp"]
+    assert f"f32[{rows},{T},{vocab}]" not in text and f"f32[{rows * T},{vocab}]" not in text
+    for transfer in transfers(text):
+        of_activations = {T, T - 1} & set(transfer.shape)
+        if "tensor" not in mesh and transfer.kind in ("all-gather", "all-reduce"):
+            # Token ids are gathered, for the gradient of the table; they are a few KiB.
+            assert not of_activations or transfer.largest < 2**16, transfer
+
+
+@needs_libtpu
+def test_what_does_not_fit_is_told() -> None:
+    config = shallow()
+    wide = dataclasses.replace(config.data, buckets={FRAMES: 256})
+    plan = make_plan(dataclasses.replace(config, data=wide), find_target("v5e:1x1"), quick=True)
+    assert plan.compiled and not plan.fits
+    assert "needs" in plan.problem and "of 15.75G" in plan.problem
+
+
+@needs_libtpu
+def test_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("preset: demo\ndata: {buckets: {504: 8}, pack_tokens: 256}\n")
+    arguments = ["plan", "--config", str(recipe), "--model.dtype", "bfloat16"]
+    assert cli.main([*arguments, "--topology", "v5p:2x2x1", "--quick", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["fits"] and plan["compiled"] and plan["devices"] == 4
+    assert plan["bytes_per_chip"]["parameters"] > 0 and plan["hbm_bytes_per_chip"] == 95 * 2**30
+    assert 0 < plan["mfu_bound"] < 1 and plan["bound"] in plan["seconds"]
+    assert plan["parameters"] > 0 and plan["flops_per_chip"] > 0 and plan["compile_seconds"] > 0
+    assert cli.main([*arguments, "--topology", "h100:8"]) == 0
+    assert "fits (counted, not compiled)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("v7:2x2", "unknown topology; did you mean"),
+        ("v5e", "has no shape; write for example v5e:4x4"),
+        ("h100:many", "no number of GPUs; write h100:8"),
+    ],
+)
+def test_unknown_targets_are_refused(name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        find_target(name)
+
+
+def test_rows_that_cannot_be_cut_are_refused() -> None:
+    with pytest.raises(InputError, match=r"8 rows cannot be cut 3 ways .*; choose a multiple of 3"):
+        make_plan(shallow(), find_target("h100:3"))
+
+
+def test_full_fine_tuning_fits_one_h200_and_the_bytes_add_up() -> None:
+    overrides = [
+        "--data.buckets={3000: 4}",
+        "--optimizer.first_moment=bfloat16",
+        "--optimizer.freeze=[encoder/embed_positions]",
+    ]
+    config = run_config(CONFIGS / "sft_7b.yaml", overrides)
+    plan = make_plan(config, find_target("h200:1"))
+    assert plan.fits and not plan.compiled and plan.parameters == 8_397_094_912
+    held = plan.bytes_per_chip
+    learnt = plan.parameters - 1500 * 1280
+    assert held["parameters"] == 4 * plan.parameters
+    assert held["gradients"] == 4 * learnt and held["optimizer"] == 6 * learnt
+    assert held["activations"] == 2 * 4 * 32 * (2048 * 4096 + 1500 * 1280)
+    assert sum(held.values()) < plan.hbm_bytes_per_chip
+    more = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, freeze=()))
+    assert not make_plan(more, find_target("h100:1")).fits
+
+
+def test_search_finds_the_fastest_that_fits() -> None:
+    config = run_config(CONFIGS / "sft_7b.yaml", ["--optimizer.freeze=[encoder/embed_positions]"])
+    best = search(config, find_target("h100:8"))
+    assert best is not None and best.fits
+    assert best.remat == "dots" or best.mfu_bound > 0.7
+    assert search(config, find_target("a100:1")) is None
+
+
+def test_counted_operations_are_the_compilers() -> None:
+    """Of an unrolled model, whose every layer XLA counts: within 5 %."""
+    config = dataclasses.replace(preset("bench"), unroll=True)
+    text = dataclasses.replace(config.text, num_hidden_layers=2, vocab_size=4096)
+    audio = dataclasses.replace(config.audio, encoder_layers=2)
+    config = dataclasses.replace(config, text=text, audio=audio, audio_token_id=4000)
+    shapes = Shapes(rows=2, tokens=256, clips=2, frames=504, accumulate=1)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    compiled = lower_step(RunConfig(model=config), mesh, shapes).compile()
+    counted: Any = compiled.cost_analysis()
+    assert counted["flops"] == pytest.approx(executed_flops(config, shapes), rel=0.1)
+
+
+def test_counted_bytes_are_those_of_a_real_run() -> None:
+    """State and gradients of a step on eight devices, against what the compiler allots."""
+    config = dataclasses.replace(preset("bench"), remat="full")
+    mesh = make_mesh(MeshConfig(data=1, fsdp=8))
+    run = RunConfig(model=config)
+    shapes = Shapes(rows=8, tokens=64, clips=8, frames=104, accumulate=1)
+    stats = lower_step(run, mesh, shapes).compile().memory_analysis()
+    held = state_bytes(config, run.optimizer, 8)
+    counted = held["parameters"] + held["optimizer"]
+    assert stats.argument_size_in_bytes == pytest.approx(counted, rel=0.1)
