@@ -13,7 +13,7 @@ demo: $(VENV)/.demo
 	$(BIN)/qa-jax demo --output runs/demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not parity and not jobs"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not parity and not jobs"
 
 # Several minutes: trainings of several processes, killed and resumed. QA_JAX_KILLS=20 for more kills.
 jobs: $(VENV)/.dev
@@ -25,7 +25,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 parity: $(VENV)/.parity
-	$(BIN)/python -m pytest -m parity
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m parity
 
 bench: $(VENV)/.parity
 	$(BIN)/python benchmarks/against_transformers.py

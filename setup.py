@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 demo = ["espeakng-loader>=0.2.4", "matplotlib>=3.9"]
 # transformers 5.10.0 to 5.10.3 tie this model's head by mistake and would be a wrong oracle.
-parity = ["torch>=2.6", "transformers>=5.11,<6", "peft>=0.18", "pytest>=8"]
+parity = ["torch>=2.6", "transformers>=5.11,<6", "peft>=0.18", "pytest>=8", "pytest-xdist>=3.6"]
 
 setup(
     name="qa_jax",
