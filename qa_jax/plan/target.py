@@ -67,6 +67,8 @@ def _describe(name: str, slices: int, single: bool) -> Any:
     # The compiler would otherwise look for a TPU's host and wait.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    # One process at a time may use a TPU; none is used here, so that others may compile, too.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     from jax.experimental import topologies
 
     options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
