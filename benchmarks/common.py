@@ -16,11 +16,11 @@ def processor_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def replace_section(name: str, lines: list[str]) -> None:
-    """Writes lines between the markers of a section of RESULTS.md."""
+def replace_section(name: str, lines: list[str], page: Path = RESULTS) -> None:
+    """Writes lines between the markers of a section of RESULTS.md, or of another page."""
     start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-    head, found, rest = RESULTS.read_text(encoding="utf-8").partition(start)
+    head, found, rest = page.read_text(encoding="utf-8").partition(start)
     if not found or end not in rest:
-        raise ValueError(f"{RESULTS} has no section {name}")
+        raise ValueError(f"{page} has no section {name}")
     tail = rest.partition(end)[2]
-    RESULTS.write_text(head + start + "\n".join(lines) + "\n" + end + tail, encoding="utf-8")
+    page.write_text(head + start + "\n".join(lines) + "\n" + end + tail, encoding="utf-8")

@@ -13,6 +13,8 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+from common import replace_section
+
 from qa_jax.config import run_config
 from qa_jax.plan import Plan, find_target, make_plan
 
@@ -64,10 +66,7 @@ def main() -> None:
         plan = make_plan(config, target, quick=quick)
         table.append(row(plan) if plan.fits else f"| {name} | does not fit: {plan.problem} |")
         print(table[-1], flush=True)
-    head, _, rest = PAGE.read_text(encoding="utf-8").partition("<!-- table -->\n")
-    tail = rest.partition("<!-- /table -->")[2]
-    text = f"{head}<!-- table -->\n" + "\n".join(table) + f"\n<!-- /table -->{tail}"
-    PAGE.write_text(text, encoding="utf-8")
+    replace_section("table", table, PAGE)
 
 
 if __name__ == "__main__":

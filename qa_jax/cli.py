@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.command not in ("train", "plan"):
+    if rest and not arguments.takes_settings:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     _one_line_warnings()
     try:
@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("qa-jax", description=__doc__, allow_abbrev=False)
+    parser.set_defaults(takes_settings=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     train = commands.add_parser(
@@ -43,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         "is given as --SECTION.NAME VALUE, for example --train.steps 100; see qa_jax/config.py.",
         allow_abbrev=False,
     )
-    train.add_argument("--config", required=True, help="YAML of settings that differ")
+    _take_settings(train)
     train.add_argument(
         "--show-sharding", action="store_true", help="where each parameter will lie; trains nothing"
     )
@@ -56,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         "time and MFU; for GPUs these are counted. Settings are given as for train.",
         allow_abbrev=False,
     )
-    plan.add_argument("--config", required=True, help="YAML of settings that differ")
+    _take_settings(plan)
     plan.add_argument("--topology", required=True, help="v5e:4x4, v5p:2x2x1, v6e:2x4, h200:1, ...")
     plan.add_argument("--slices", type=int, default=1, help="TPU slices of that shape")
     plan.add_argument("--bucket", type=int, help="of data.buckets; default: the longest clips")
@@ -147,6 +148,12 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0)
     demo.set_defaults(run=_demo)
     return parser
+
+
+def _take_settings(parser: argparse.ArgumentParser) -> None:
+    """A recipe, and any setting as --SECTION.NAME VALUE, which the parser leaves over."""
+    parser.add_argument("--config", required=True, help="YAML of settings that differ")
+    parser.set_defaults(takes_settings=True)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,7 @@
 """Where it runs: processes, the device mesh, one table of sharding rules, the constraint helper."""
 
 from qa_jax.parallel.mesh import (
+    AXES,
     BATCH_AXES,
     RULES,
     batch_shards,
@@ -9,6 +10,7 @@ from qa_jax.parallel.mesh import (
     local_groups,
     make_mesh,
     mesh_shape,
+    mesh_sizes,
     partition_spec,
     per_device,
     sharding,
@@ -16,6 +18,7 @@ from qa_jax.parallel.mesh import (
 from qa_jax.parallel.start import any_process, barrier, first_process, join_processes
 
 __all__ = [
+    "AXES",
     "BATCH_AXES",
     "RULES",
     "any_process",
@@ -28,6 +31,7 @@ __all__ = [
     "local_groups",
     "make_mesh",
     "mesh_shape",
+    "mesh_sizes",
     "partition_spec",
     "per_device",
     "sharding",

@@ -41,28 +41,37 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 }
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A (data, fsdp, tensor) mesh over the devices; raises InputError where they do not fit."""
-    devices = list(jax.devices() if devices is None else devices)
+def mesh_sizes(config: MeshConfig, devices: int) -> tuple[int, int, int]:
+    """(data, fsdp, tensor) for so many devices; raises InputError where they do not fit."""
     sizes = [config.data, config.fsdp, config.tensor]
     fixed = math.prod(s for s in sizes if s != -1)
     if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
         raise InputError("mesh", f"sizes {sizes} are not usable", "at most one -1, the rest >= 1")
-    if -1 in sizes and len(devices) % fixed == 0:
-        sizes[sizes.index(-1)] = len(devices) // fixed
-    if math.prod(sizes) != len(devices):
+    if -1 in sizes and devices % fixed == 0:
+        sizes[sizes.index(-1)] = devices // fixed
+    if math.prod(sizes) != devices:
         raise InputError(
             "mesh",
-            f"data x fsdp x tensor = {sizes} does not make {len(devices)} devices",
+            f"data x fsdp x tensor = {sizes} does not make {devices} devices",
             "choose sizes whose product is the device count, or -1 for one of them",
         )
+    data, fsdp, tensor = sizes
+    return data, fsdp, tensor
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A (data, fsdp, tensor) mesh over the devices; raises InputError where they do not fit."""
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = mesh_sizes(config, len(devices))
     slices = len({getattr(d, "slice_index", 0) for d in devices})
     if slices > 1:
         return _mesh_of_slices(sizes, slices, devices)
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def _mesh_of_slices(sizes: list[int], slices: int, devices: Sequence[jax.Device]) -> Mesh:
+def _mesh_of_slices(
+    sizes: tuple[int, int, int], slices: int, devices: Sequence[jax.Device]
+) -> Mesh:
     """Only `data` crosses the slow network between slices: one gradient reduction a step."""
     from jax.experimental import mesh_utils
 

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from qa_jax.config import HOP_LENGTH, MeshConfig, RunConfig
+from qa_jax.config import HOP_LENGTH, RunConfig
 from qa_jax.data import TrainBatch
 from qa_jax.errors import InputError
 from qa_jax.model import Qwen2Audio, count_parameters, declarations, nest
-from qa_jax.parallel import BATCH_AXES, batch_shards, make_mesh
-from qa_jax.plan.collectives import Transfer, transfers
+from qa_jax.parallel import AXES, BATCH_AXES, batch_shards, make_mesh, mesh_sizes
+from qa_jax.plan.collectives import transfers
 from qa_jax.plan.estimate import (
     Plan,
     Shapes,
@@ -115,7 +115,7 @@ def _counted(
     """The part of a plan that needs no compiler, and the mesh to compile for."""
     shapes = batch_shapes(config, bucket)
     mesh = make_mesh(config.mesh, target.devices) if target.devices else None
-    sizes = dict(mesh.shape) if mesh is not None else _sizes(config.mesh, target.size)
+    sizes = dict(zip(AXES, mesh_sizes(config.mesh, target.size), strict=True))
     if mesh is not None:
         refuse_replicated(config.model, mesh)
     rows_cut = sizes["data"] * sizes["fsdp"]
@@ -149,18 +149,6 @@ def _counted(
     return plan, mesh
 
 
-def _sizes(config: MeshConfig, count: int) -> dict[str, int]:
-    """A mesh's sizes where there is no device to build one of."""
-    sizes = {"data": config.data, "fsdp": config.fsdp, "tensor": config.tensor}
-    fixed = 1
-    for n in sizes.values():
-        fixed *= n if n > 0 else 1
-    sizes = {k: count // fixed if n == -1 else n for k, n in sizes.items()}
-    if sizes["data"] * sizes["fsdp"] * sizes["tensor"] != count:
-        raise InputError("mesh", f"{sizes} does not make {count} devices", "change a size")
-    return sizes
-
-
 def _read_off(plan: Plan, compiled: Any, config: RunConfig, target: Target) -> None:
     """Replaces what was counted by what the compiler says."""
     stats = compiled.memory_analysis()
@@ -178,15 +166,10 @@ def _read_off(plan: Plan, compiled: Any, config: RunConfig, target: Target) -> N
     held["outputs"] = stats.output_size_in_bytes - stats.alias_size_in_bytes
     plan.bytes_per_chip, plan.compiled, plan.fits, plan.problem = held, True, True, ""
     sent: Counter[str] = Counter()
-    for transfer in compiled_transfers(compiled):
+    for transfer in transfers(compiled.as_text()):
         sent[transfer.kind] += round(transfer.sent)
     plan.network_bytes_per_chip = dict(sent)
     _set_times(plan, config, target)
-
-
-def compiled_transfers(compiled: Any) -> list[Transfer]:
-    """The collectives of a compiled program."""
-    return transfers(compiled.as_text())
 
 
 def _set_times(plan: Plan, config: RunConfig, target: Target) -> None:
