@@ -30,12 +30,13 @@ from against_transformers import (
 from common import replace_section
 
 import qa_jax
-from qa_jax.config import OptimizerConfig, preset
+from qa_jax.config import OptimizerConfig, RunConfig, preset
 from qa_jax.data import TrainBatch
 from qa_jax.generate.inputs import prepare
-from qa_jax.model import Qwen2Audio, declarations, nest
-from qa_jax.train.optimizer import make_optimizer, schedule, trainable
-from qa_jax.train.step import TrainState, make_step
+from qa_jax.model import split
+from qa_jax.train.optimizer import make_optimizer, trainable
+from qa_jax.train.setup import make_models, make_run_step
+from qa_jax.train.step import TrainState
 
 RATE = 1e-4
 
@@ -65,16 +66,10 @@ def measure(seconds: int, runs: int) -> str:
         adamw.step()
         return float(loss)
 
-    config = OptimizerConfig(peak_lr=RATE, warmup_steps=0, final_lr=1.0)
-    model = Qwen2Audio(ours.config)
-    optimizer = make_optimizer(config, 1000, model)
-    step = make_step(
-        model,
-        optimizer,
-        trainable(nest(declarations(model)), config.freeze),
-        schedule(config, 1000),
-    )
-    step = jax.jit(step, donate_argnums=0)
+    config = RunConfig(optimizer=OptimizerConfig(peak_lr=RATE, warmup_steps=0, final_lr=1.0))
+    models = make_models(ours.config, config.lora)
+    optimizer = make_optimizer(config.optimizer, 1000, models.model)
+    step = jax.jit(make_run_step(config, models, optimizer, 1), donate_argnums=0)
     made = prepare(batch, ours.config, token_multiple=1)
     rows = TrainBatch(
         *(
@@ -88,7 +83,8 @@ def measure(seconds: int, runs: int) -> str:
             )
         )
     )
-    state = TrainState(jnp.zeros((), jnp.int32), ours.params, optimizer.init(ours.params))
+    moving, _ = split(ours.params, trainable(models.model, config.optimizer.freeze))
+    state = TrainState(jnp.zeros((), jnp.int32), ours.params, optimizer.init(moving))
 
     def our_step() -> float:
         nonlocal state

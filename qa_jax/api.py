@@ -13,15 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from qa_jax import checkpoint, hf
 from qa_jax.config import Dtype, ModelConfig, read_json
 from qa_jax.data import Batch, Processor, load_tokenizer
 from qa_jax.data.chat import Message
 from qa_jax.data.tokenizer import END_OF_TEXT, IM_END
 from qa_jax.errors import InputError
 from qa_jax.generate import Engine, Sampling, from_generation_config
-from qa_jax.model import Adapter, Params, merge
+from qa_jax.model import Params
 from qa_jax.parallel import batch_shards
+from qa_jax.weights import load_weights, merged
 
 _SMALL = 2**28
 """Parameters under which a processor runs the layers one by one: faster, for a copy of them."""
@@ -151,10 +151,10 @@ def load(
     long_audio: str = "error",
     adapter: str | Path | None = None,
 ) -> LoadedModel:
-    """Loads a qa_jax checkpoint or a Hugging Face directory.
+    """Loads a qa_jax checkpoint, a Hugging Face directory, or an adapter of ours with its model.
 
     Args:
-        directory: of either kind; of a training run, the latest step is taken.
+        directory: of any kind; of a training run, the latest step is taken.
         dtype: what parameters are held and computed in: "float32", "bfloat16", or "float64" (which
             needs JAX_ENABLE_X64=1). None keeps the stored type.
         mesh: where the parameters shall lie, from `qa_jax.parallel.make_mesh`; one device without.
@@ -168,21 +168,9 @@ def load(
     if dtype not in (None, "float32", "bfloat16", "float64"):
         raise InputError("dtype", f"{dtype!r}", "float32, bfloat16 or float64")
     target = None if dtype is None else jnp.dtype(dtype)
-    if checkpoint.is_checkpoint(directory):
-        config = checkpoint.read_config(directory)
-        params = checkpoint.load_params(directory, config, mesh, target, step)
-    elif (directory / "config.json").is_file():
-        config, tensors = hf.open_model(directory)
-        places = jax.tree.map(lambda x: x.sharding, checkpoint.abstract_params(config, mesh))
-        params = hf.load_params(tensors, config, places, target)
-    else:
-        raise InputError(
-            directory,
-            "holds neither config.yaml (a qa_jax checkpoint) nor config.json (Hugging Face's)",
-            "name a checkpoint's directory",
-        )
+    config, params = load_weights(directory, mesh, target, step)
     if adapter is not None:
-        params = _merged(params, adapter, config)
+        params = merged(params, adapter, config)
     table = params["decoder"]["embed_tokens"]
     stored: Any = str(table.dtype)
     small = sum(x.size for x in jax.tree.leaves(params)) < _SMALL
@@ -195,29 +183,6 @@ def load(
     tokenizer = load_tokenizer(directory)
     processor = None if tokenizer is None else Processor(tokenizer, long_audio)
     return LoadedModel(config, params, processor, _defaults(directory, config, tokenizer), mesh)
-
-
-def _merged(params: Params, directory: str | Path, config: ModelConfig) -> Params:
-    """Parameters with an adapter's change, where and in the type that they are."""
-    if hf.is_peft(directory):
-        adapter = hf.read_peft(directory, config)
-    elif checkpoint.is_adapter(directory):
-        adapter, made_for, base = checkpoint.load_adapter(directory)
-        if (made_for.audio, made_for.text) != (config.audio, config.text):
-            raise InputError(directory, f"is for a model of another shape ({base})", "load that")
-    else:
-        raise InputError(
-            directory,
-            "holds neither adapter.yaml (ours) nor adapter_config.json (PEFT's)",
-            "name an adapter's directory",
-        )
-    places = jax.tree.map(lambda x: x.sharding, params)
-    add = jax.jit(
-        lambda params, low: merge(params, Adapter(low, adapter.scales)),
-        donate_argnums=0,
-        out_shardings=places,
-    )
-    return add(params, adapter.params)
 
 
 def _defaults(directory: Path, config: ModelConfig, tokenizer: Any) -> Sampling:

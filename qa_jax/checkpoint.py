@@ -1,6 +1,6 @@
 """One self-contained directory on disk: what a model is, its tokenizer, and its steps.
 
-    DIR/config.yaml             the model's configuration
+    DIR/config.yaml             the model's configuration; of an adapter alone, adapter.yaml
     DIR/tokenizer.json, ...     the tokenizer's files, where there is one
     DIR/generation_config.json  how to answer by default, where that is known
     DIR/checksums/STEP.json     sizes and checksums of a training step's files
@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,13 +62,17 @@ def is_checkpoint(directory: str | Path) -> bool:
 
 def create(directory: str | Path, config: ModelConfig, text_source: str | Path | None) -> None:
     """Starts a checkpoint directory: its configuration, and the text files found at the source."""
-    directory = Path(directory)
+    _create(Path(directory), CONFIG_FILE, to_dict(config), text_source)
+
+
+def _create(
+    directory: Path, name: str, raw: dict[str, Any], text_source: str | Path | None
+) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     copy_text_files(text_source, directory)
-    written = yaml.safe_dump(to_dict(config), sort_keys=False)
-    partial = directory / f".{CONFIG_FILE}.partial"
-    partial.write_text(written)
-    os.replace(partial, directory / CONFIG_FILE)
+    partial = directory / f".{name}.partial"
+    partial.write_text(yaml.safe_dump(raw, sort_keys=False))
+    os.replace(partial, directory / name)
 
 
 def copy_text_files(source: str | Path | None, directory: Path) -> None:
@@ -87,17 +91,20 @@ def read_config(directory: str | Path) -> ModelConfig:
 
 
 def abstract_params(
-    config: ModelConfig, mesh: Mesh | None = None, dtype: Any = jnp.float32
+    model: Qwen2Audio, mesh: Mesh | None = None, dtype: Any = jnp.float32
 ) -> Params:
-    """The parameters' shapes, types and places: on the mesh, or on one device without one."""
+    """The parameters' shapes, types and places: on the mesh, or on one device without one.
+
+    `dtype` is that of parameters for which the model declares none.
+    """
     flat = {}
-    for path, d in declarations(Qwen2Audio(config)).items():
+    for path, d in declarations(model).items():
         place = (
             SingleDeviceSharding(jax.local_devices()[0])
             if mesh is None
             else sharding(mesh, d.axes, d.shape, "/".join(path))
         )
-        flat[path] = jax.ShapeDtypeStruct(d.shape, dtype, sharding=place)
+        flat[path] = jax.ShapeDtypeStruct(d.shape, d.dtype or dtype, sharding=place)
     return nest(flat)
 
 
@@ -305,7 +312,7 @@ def load_params(
     """
     steps = Checkpoints(directory)
     found = steps.find(step)
-    abstract = abstract_params(config, mesh)
+    abstract = abstract_params(Qwen2Audio(config), mesh)
     if dtype is None:
         flat_saved = flatten(steps.saved(found)["params"])
         abstract = nest(
@@ -335,6 +342,40 @@ def is_adapter(directory: str | Path) -> bool:
     return (Path(directory) / ADAPTER_FILE).is_file()
 
 
+class AdapterCard(NamedTuple):
+    """What an adapter's directory says of it.
+
+    Attributes:
+        base: where the model that it belongs to came from: a directory, or a hub id.
+        scales: see `Adapter`.
+        model: that model's configuration.
+    """
+
+    base: str
+    scales: dict[tuple[str, ...], float]
+    model: ModelConfig
+
+
+def create_adapter(
+    directory: str | Path, card: AdapterCard, text_source: str | Path | None
+) -> None:
+    """Starts an adapter's directory, as `create` starts a model's."""
+    raw = {
+        "base": card.base,
+        "scales": {"/".join(path): scale for path, scale in card.scales.items()},
+        "model": to_dict(card.model),
+    }
+    _create(Path(directory), ADAPTER_FILE, raw, text_source)
+
+
+def read_adapter(directory: str | Path) -> AdapterCard:
+    """What `create_adapter` wrote."""
+    path = Path(directory) / ADAPTER_FILE
+    raw = read_yaml(path)
+    scales = {tuple(name.split("/")): float(x) for name, x in raw.get("scales", {}).items()}
+    return AdapterCard(raw.get("base", ""), scales, parse(ModelConfig, raw.get("model", {}), path))
+
+
 def save_adapter(directory: str | Path, adapter: Adapter, config: ModelConfig, base: str) -> None:
     """Saves an adapter alone: `adapter.yaml` and its matrices as the parameters of step 0.
 
@@ -343,27 +384,19 @@ def save_adapter(directory: str | Path, adapter: Adapter, config: ModelConfig, b
         base: where that model came from, for people and for PEFT.
     """
     save_params(directory, adapter.params)
-    raw = {
-        "base": base,
-        "scales": {"/".join(path): scale for path, scale in adapter.scales.items()},
-        "model": to_dict(config),
-    }
-    (Path(directory) / ADAPTER_FILE).write_text(yaml.safe_dump(raw, sort_keys=False))
+    create_adapter(directory, AdapterCard(base, adapter.scales, config), None)
 
 
-def load_adapter(directory: str | Path) -> tuple[Adapter, ModelConfig, str]:
-    """An adapter's latest step, the configuration of its model, and where that came from."""
-    path = Path(directory) / ADAPTER_FILE
-    raw = read_yaml(path)
-    config = parse(ModelConfig, raw.get("model", {}), path)
+def load_adapter(directory: str | Path, step: int | None = None) -> tuple[Adapter, AdapterCard]:
+    """An adapter's latest step (or `step`), and what its directory says of it."""
+    card = read_adapter(directory)
     steps = Checkpoints(directory)
-    step = steps.find()
-    saved = steps.saved(step)["params"]
+    found = steps.find(step)
     device = SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), saved
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+        steps.saved(found)["params"],
     )
-    params = steps.restore(step, params=abstract)["params"]
+    params = steps.restore(found, params=abstract)["params"]
     steps.close()
-    scales = {tuple(name.split("/")): float(x) for name, x in raw["scales"].items()}
-    return Adapter(params, scales), config, raw.get("base", "")
+    return Adapter(params, card.scales), card

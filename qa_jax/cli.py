@@ -212,7 +212,7 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> int:
     config = run_config(arguments.config, overrides)
     if arguments.show_sharding:
         run = prepare(config)
-        print("\n".join(sharding_report(run.model_config, run.mesh)))
+        print("\n".join(sharding_report(run.models.model, run.mesh)))
         return 0
     try:
         values = train(config)

@@ -279,8 +279,13 @@ class TrainConfig:
     Attributes:
         output: directory of checkpoints and metrics; the same one again resumes.
         steps: optimizer steps in all.
-        seed: of the initial parameters.
-        init: checkpoint (qa_jax or Hugging Face) to start from; empty for fresh parameters.
+        seed: of the initial parameters, and of an adapter's dropout.
+        init: checkpoint (qa_jax or Hugging Face) or adapter of ours to start from; empty for fresh
+            parameters.
+        objective: what is learnt: `answers`, the assistant's turns of a manifest, or `preferences`,
+            better answers rather than worse ones, from pairs (see PreferenceConfig).
+        average: decay a step of a running mean of the trained parameters, which is then what is
+            evaluated and saved; 0 for none.
         conv_gain: scale of fresh convolution kernels.
         position_scale: scale of the fresh position table.
         length_exponent: a record's answer tokens each weigh n ** exponent, n their number: 0
@@ -295,6 +300,8 @@ class TrainConfig:
     steps: int = 1000
     seed: int = 0
     init: str = ""
+    objective: Literal["answers", "preferences"] = "answers"
+    average: float = 0.0
     conv_gain: float = 1.0
     position_scale: float = 1.0
     length_exponent: float = 0.0
@@ -304,6 +311,67 @@ class TrainConfig:
     keep: int = 3
     keep_every: int = 0
     profile: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (Hu et al. 2021), learnt instead of the model, which stays as it is.
+
+    Attributes:
+        layers: regular expressions; a linear layer whose path (decoder/layers/mlp/up_proj) one of
+            them matches from its start gets an adapter. Empty: the model itself is trained.
+        rank: of an adapter's two matrices.
+        alpha: the adapter's product counts alpha / rank times.
+        dropout: share of an adapter's inputs that a training step leaves out.
+        rank_stabilized: it counts alpha / sqrt(rank) times (Kalajdzievski 2023).
+        base: type that the model is held in meanwhile. `int8` rounds its linear layers to 8 bits,
+            with a scale for each output, and holds the rest in bfloat16.
+    """
+
+    layers: tuple[str, ...] = ()
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    rank_stabilized: bool = False
+    base: Literal["bfloat16", "float32", "int8"] = "bfloat16"
+
+    @property
+    def scale(self) -> float:
+        """How many times an adapter's product counts."""
+        return self.alpha / (self.rank**0.5 if self.rank_stabilized else self.rank)
+
+
+@dataclass(frozen=True)
+class PreferenceConfig:
+    """Direct preference optimization (Rafailov et al. 2023), for `train.objective: preferences`.
+
+    Attributes:
+        loss: `sigmoid`, the report's; `hinge` (Zhao et al. 2023) or `ipo` (Azar et al. 2023), which
+            compares means over an answer's tokens.
+        beta: how hard the policy is held to the reference; of `ipo`, its tau.
+        label_smoothing: share of pairs taken to be the wrong way round; of `sigmoid` alone.
+        per_token: compare means over an answer's tokens instead of sums.
+        likelihood: how much the better answer's mean negative log-likelihood adds to the loss.
+        reference: `keep` a second model, the initial one, beside the policy (under LoRA, the base
+            serves and nothing is kept), or `store` its log-probabilities before the first step.
+    """
+
+    loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+    per_token: bool = False
+    likelihood: float = 0.0
+    reference: Literal["keep", "store"] = "keep"
+
+    def __post_init__(self) -> None:
+        if self.beta <= 0:
+            raise InputError("preference.beta", f"{self.beta} is not above 0")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise InputError(
+                "preference.label_smoothing", f"{self.label_smoothing} is not in [0, 0.5)"
+            )
+        if self.label_smoothing and self.loss != "sigmoid":
+            raise InputError("preference.label_smoothing", f"{self.loss} has none", "set it to 0")
 
 
 @dataclass(frozen=True)
@@ -319,6 +387,8 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
 

@@ -254,7 +254,7 @@ class _Small:
     def on_mesh(self, sizes: tuple[int, int, int]) -> float:
         mesh = make_mesh(MeshConfig(*sizes))
         with jax.set_mesh(mesh):
-            abstract = checkpoint.abstract_params(self.config, mesh)
+            abstract = checkpoint.abstract_params(Qwen2Audio(self.config), mesh)
             params = jax.tree.map(lambda x, a: jax.device_put(x, a.sharding), self.params, abstract)
             step = self.loss(self.config, self.batch(), batch_shards(mesh))
             value, gradients = jax.jit(step)(params)
@@ -263,7 +263,9 @@ class _Small:
     def restored(self) -> float:
         shapes = meshes(jax.device_count()) or [(1, 1, 1)]
         with tempfile.TemporaryDirectory() as directory:
-            abstract = checkpoint.abstract_params(self.config, make_mesh(MeshConfig(*shapes[-1])))
+            abstract = checkpoint.abstract_params(
+                Qwen2Audio(self.config), make_mesh(MeshConfig(*shapes[-1]))
+            )
             params = jax.tree.map(lambda x, a: jax.device_put(x, a.sharding), self.params, abstract)
             checkpoint.create(directory, self.config, None)
             checkpoint.save_params(directory, params)

@@ -89,14 +89,7 @@ def _check(
         samples = [load_audio(clip, base=record.base).size for clip in record.prompt.audio]
         if processor is None:
             return samples, 0
-        tokens = len(processor.expand_answers(record.prompt, samples)[0])
-        if tokens > max_tokens:
-            raise InputError(
-                record.source,
-                f"{tokens} tokens are over data.max_tokens = {max_tokens}",
-                "raise it, or split the record",
-            )
-        return samples, tokens
+        return samples, processor.count(record.versions(), samples, max_tokens)
     except InputError as error:
         return error
 

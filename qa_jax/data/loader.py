@@ -48,6 +48,11 @@ class TrainBatch(NamedTuple):
             the assistant did not write.
         signal: (accumulate, A, S) float32 waveforms, or None in the bucket without audio.
         frames: (accumulate, A) int32 valid log-mel frames, or None.
+        reference: (accumulate, B) float32 log-probabilities of the answers, where they are known
+            beforehand.
+
+    Of pairs, B is twice the bucket's rows: of each group's, the first half hold the better answers
+    and the second half the worse ones, to the same prompts and clips.
     """
 
     tokens: Any
@@ -55,6 +60,7 @@ class TrainBatch(NamedTuple):
     weights: Any
     signal: Any
     frames: Any
+    reference: Any = None
 
 
 class Example(NamedTuple):
@@ -75,9 +81,12 @@ class TrainData:
         accumulate: micro-batches per step.
         length_exponent: see `TrainConfig.length_exponent`.
         groups: devices that rows are cut over; each gets its own rows' clips.
+        pairs: whether the records are pairs of preferences; a bucket's rows are then pairs.
 
     Attributes:
         examples: usable records, as often as an epoch holds them.
+        reference: (records, 2) log-probabilities of better and worse answers, for batches to hold;
+            None where there are none.
         unusable: why others are left out, by "file:line"; at most `data.max_unusable`.
 
     Raises:
@@ -93,8 +102,11 @@ class TrainData:
         accumulate: int = 1,
         length_exponent: float = 0.0,
         groups: int = 1,
+        pairs: bool = False,
     ) -> None:
         self.config, self.processor, self.groups = config, processor, groups
+        self.pairs = pairs
+        self.reference: np.ndarray | None = None
         self.accumulate, self.length_exponent = accumulate, length_exponent
         for frames, rows in config.buckets.items():
             if rows % groups or rows < 1 or frames % 4 or not 0 <= frames <= MAX_FRAMES:
@@ -186,15 +198,15 @@ class TrainData:
                 clip_samples(clip, record.base, self.config.long_audio)
                 for clip in record.prompt.audio
             )
-            ids, _ = self.processor.expand_answers(record.prompt, samples)
+            if self.pairs != (record.rejected is not None):
+                raise InputError(
+                    "record",
+                    f"is {'no' if self.pairs else 'a'} pair of preferences",
+                    f"set train.objective to {'answers' if self.pairs else 'preferences'}",
+                )
+            tokens = self.processor.count(record.versions(), samples, self.config.max_tokens)
         except InputError as error:
             raise error.within(record.source) from None
-        if len(ids) > self.config.max_tokens:
-            raise InputError(
-                record.source,
-                f"{len(ids)} tokens are over data.max_tokens = {self.config.max_tokens}",
-                "raise it, or split the record",
-            )
         frames = max((valid_frames(s) for s in samples), default=0)
         need = min(frames + FRAME_MARGIN, MAX_FRAMES) if samples else 0
         # A record without audio rides along in the shortest bucket where there is none for it.
@@ -205,7 +217,7 @@ class TrainData:
                 f"needs a bucket of {need} frames, the largest is {max(self.config.buckets)}",
                 "add one to data.buckets",
             )
-        return Example(record, samples, len(ids), min(fits))
+        return Example(record, samples, tokens, min(fits))
 
     def _epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
         """All steps of an epoch in order: (bucket, rows). The last of a bucket may be short."""
@@ -239,15 +251,21 @@ class TrainData:
 
     def sources(self, step: int) -> list[str]:
         """Where the records of a step came from, "file:line" each."""
-        bucket, members = self._at(step)
-        return [self.examples[i].record.source for m in members for i in self._rows[bucket][m]]
+        return [self.examples[i].record.source for i in self.members(step)]
+
+    def members(self, step: int) -> list[int]:
+        """Which of `examples` a step holds, in the order of its rows."""
+        bucket, rows = self._at(step)
+        return [i for row in rows for i in self._rows[bucket][row]]
 
     def _micro_batch(self, bucket: int, members: np.ndarray, groups: Sequence[int]) -> TrainBatch:
         per_group, width = self.config.buckets[bucket] // self.groups, self._width[bucket]
-        shape = (per_group * len(groups), width)
+        copies = 2 if self.pairs else 1
+        shape = (copies * per_group * len(groups), width)
         tokens = np.full(shape, self.processor.pad_id, np.int32)
         segments = np.zeros(shape, np.int32)
         weights = np.zeros(shape, np.float32)
+        reference = None if self.reference is None else np.zeros(shape[0], np.float32)
         clips: list[list[np.ndarray]] = [[] for _ in groups]
         shares = [members[i : i + per_group] for i in range(0, self.groups * per_group, per_group)]
         # The number of clips is decided by what all processes know, not by what this one reads.
@@ -256,22 +274,26 @@ class TrainData:
             sum(len(self.examples[i].samples) for m in share for i in rows[m]) for share in shares
         )
         for at, group in enumerate(groups):
-            for row, member in enumerate(shares[group], start=at * per_group):
+            for row, member in enumerate(shares[group], start=at * copies * per_group):
                 start = 0
                 for index in rows[member]:
                     read = self._read(self.examples[index])
                     if read is None:
                         continue
-                    ids, answer, waves = read
-                    here = slice(start, start + len(ids))
-                    tokens[row, here] = ids
-                    segments[row, here] = segments[row].max() + 1
-                    weight = float(sum(answer)) ** self.length_exponent
-                    weights[row, here] = np.array(answer) * weight
-                    start += len(ids)
+                    versions, waves = read
+                    for copy, (ids, answer) in enumerate(versions):
+                        place = row + copy * per_group
+                        here = slice(start, start + len(ids))
+                        tokens[place, here] = ids
+                        segments[place, here] = segments[place].max() + 1
+                        weight = float(sum(answer)) ** self.length_exponent
+                        weights[place, here] = np.array(answer) * weight
+                        if reference is not None and self.reference is not None:
+                            reference[place] = self.reference[index, copy]
+                    start += len(versions[0][0])
                     clips[at] += waves
         if not bucket:
-            return TrainBatch(tokens, segments, weights, None, None)
+            return TrainBatch(tokens, segments, weights, None, None, reference)
         slots = -(-max(slots, self._clips[bucket] * per_group) // per_group) * per_group
         signal = np.zeros((len(groups), slots, bucket * HOP_LENGTH), np.float32)
         frames = np.zeros((len(groups), slots), np.int32)
@@ -279,19 +301,22 @@ class TrainData:
             for i, wave in enumerate(waves):
                 signal[at, i, : wave.size] = wave
                 frames[at, i] = valid_frames(wave.size)
-        return TrainBatch(
-            tokens, segments, weights, signal.reshape(-1, signal.shape[-1]), frames.reshape(-1)
-        )
+        sound = signal.reshape(-1, signal.shape[-1]), frames.reshape(-1)
+        return TrainBatch(tokens, segments, weights, *sound, reference)
 
-    def _read(self, example: Example) -> tuple[list[int], list[bool], list[np.ndarray]] | None:
-        """A record's ids, which of them are answers, and its sound; None for an unusable one."""
+    def _read(
+        self, example: Example
+    ) -> tuple[list[tuple[list[int], list[bool]]], list[np.ndarray]] | None:
+        """A record's ids and which of them are answers, of a pair for both answers, and its sound;
+        None for an unusable one."""
         try:
             waves = self._load(example)
         except InputError as error:
             self._tolerate(error, example.record.source)
             return None
         sizes = [wave.size for wave in waves]
-        return *self.processor.expand_answers(example.record.prompt, sizes), waves
+        versions = example.record.versions()
+        return [self.processor.expand_answers(prompt, sizes) for prompt in versions], waves
 
     def _load(self, example: Example) -> list[np.ndarray]:
         record = example.record
@@ -354,4 +379,5 @@ def _stack(micro: list[TrainBatch], groups: int) -> TrainBatch:
         weights=np.stack([m.weights for m in micro]),
         signal=np.stack([fill(m.signal) for m in micro]) if clips else None,
         frames=np.stack([fill(m.frames) for m in micro]) if clips else None,
+        reference=None if micro[0].reference is None else np.stack([m.reference for m in micro]),
     )

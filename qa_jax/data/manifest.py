@@ -8,6 +8,13 @@
 The second is the short form for pre-training: raw prompts without a template. The first may also be
 spelt as ms-swift does, see `with_clips`. Paths are relative to the manifest; records without audio
 are allowed; other keys are left alone.
+
+A record with two answers to the same question, a better and a worse one, is a pair of preferences:
+
+    {"messages": [{"role": "user", ...}], "chosen": "...", "rejected": "..."}
+    {"audio": "a.wav", "prompt": "...", "chosen": "...", "rejected": "..."}
+
+or, as ms-swift spells it, messages that end on the better answer and "rejected_response".
 """
 
 from __future__ import annotations
@@ -31,14 +38,20 @@ class Record(NamedTuple):
     Attributes:
         source: "file:line", for messages.
         base: directory of the manifest, where its paths start.
-        prompt: the record as spans and clips.
+        prompt: the record as spans and clips; of a pair, with the better answer.
         raw: the line itself.
+        rejected: of a pair, the same with the worse answer.
     """
 
     source: str
     base: Path
     prompt: Prompt
     raw: Mapping[str, Any]
+    rejected: Prompt | None = None
+
+    def versions(self) -> list[Prompt]:
+        """The one conversation of a record, or both of a pair, the better answer first."""
+        return [self.prompt] if self.rejected is None else [self.prompt, self.rejected]
 
 
 Tolerate = Callable[[InputError, str], None]
@@ -76,7 +89,62 @@ def _record(line: str, source: str, base: Path) -> Record:
         raw = json.loads(line)
     except ValueError as error:
         raise InputError(source, f"not JSON ({error})", "one object a line") from None
+    if is_pair(raw):
+        better, worse = to_pair(raw, source)
+        return Record(source, base, better, raw, worse)
     return Record(source, base, to_prompt(raw, source), raw)
+
+
+def is_pair(raw: Any) -> bool:
+    """Whether a manifest's line holds two answers."""
+    return isinstance(raw, Mapping) and bool({"chosen", "rejected", "rejected_response"} & set(raw))
+
+
+def to_pair(raw: Mapping[str, Any], source: str) -> tuple[Prompt, Prompt]:
+    """A pair as two conversations, of which the last answers alone count as answers.
+
+    Raises InputError naming `source` for a pair that is none.
+    """
+    asked = dict(raw)
+    if "rejected_response" in asked:
+        messages = list(asked.get("messages") or [{}])
+        better, worse = messages.pop().get("content"), asked.pop("rejected_response")
+        asked["messages"] = messages
+    else:
+        better, worse = (_answer(asked.pop(k, None)) for k in ("chosen", "rejected"))
+    for name, answer in (("chosen", better), ("rejected", worse)):
+        if not isinstance(answer, str) or not answer:
+            raise InputError(source, f"has no {name} answer", f'give "{name}": "..."')
+    if better == worse:
+        raise InputError(source, "chosen and rejected are the same", "leave the record out")
+    if "messages" in asked:
+        turns = asked["messages"]
+        last = turns[-1] if isinstance(turns, list) and turns else {}
+        if not isinstance(last, Mapping) or last.get("role") != "user":
+            raise InputError(
+                source, "messages do not end with the user", "end them on the question"
+            )
+        both = [
+            {**asked, "messages": [*turns, {"role": "assistant", "content": answer}]}
+            for answer in (better, worse)
+        ]
+    else:
+        both = [{**asked, "text": answer} for answer in (better, worse)]
+    first, second = (_last_answer_alone(to_prompt(one, source)) for one in both)
+    return first, second
+
+
+def _answer(value: Any) -> Any:
+    """An answer's text, which may come as a list of one message."""
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], Mapping):
+        return value[0].get("content")
+    return value
+
+
+def _last_answer_alone(prompt: Prompt) -> Prompt:
+    last = max(i for i, span in enumerate(prompt.spans) if span.answer)
+    spans = [Span(s.text, s.answer and i == last) for i, s in enumerate(prompt.spans)]
+    return Prompt(spans, prompt.audio)
 
 
 def read_mixture(

@@ -155,6 +155,18 @@ class Processor:
             answer += [span.answer] * len(new)
         return ids, answer
 
+    def count(self, prompts: Sequence[Prompt], samples: Sequence[int], most: int) -> int:
+        """Tokens of the longest of some conversations about the same clips; raises InputError where
+        these are more than `most`."""
+        longest = max(len(self.expand_answers(prompt, samples)[0]) for prompt in prompts)
+        if longest > most:
+            raise InputError(
+                "record",
+                f"{longest} tokens are over data.max_tokens = {most}",
+                "raise it, or split the record",
+            )
+        return longest
+
     def collate(
         self, rows: Sequence[Sequence[int]], waves: Sequence[np.ndarray], padding_side: str
     ) -> Batch:

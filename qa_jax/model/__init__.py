@@ -4,7 +4,15 @@ from qa_jax.model.attention import Visible
 from qa_jax.model.decoder import KVCache, TextDecoder
 from qa_jax.model.encoder import AudioEncoder
 from qa_jax.model.frontend import LogMel
-from qa_jax.model.lora import Adapter, merge
+from qa_jax.model.lora import (
+    Adapter,
+    adapt,
+    check_patterns,
+    dropout_keys,
+    held_as_declared,
+    is_adapter_path,
+    merge,
+)
 from qa_jax.model.module import (
     Declaration,
     Params,
@@ -13,7 +21,9 @@ from qa_jax.model.module import (
     declarations,
     flatten,
     initialize,
+    join,
     nest,
+    split,
     unstack,
 )
 from qa_jax.model.qwen2_audio import Audio, Qwen2Audio
@@ -29,12 +39,19 @@ __all__ = [
     "Qwen2Audio",
     "TextDecoder",
     "Visible",
+    "adapt",
     "bind",
+    "check_patterns",
     "count_parameters",
     "declarations",
+    "dropout_keys",
     "flatten",
+    "held_as_declared",
     "initialize",
+    "is_adapter_path",
+    "join",
     "merge",
     "nest",
+    "split",
     "unstack",
 ]

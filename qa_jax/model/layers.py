@@ -35,6 +35,9 @@ def wide(dtype: Any) -> Any:
 class Linear(Module):
     """y = x W + b over any number of trailing input and output dimensions.
 
+    `model.lora.adapt` may add an adapter, `lora_a` and `lora_b`, and hold W in 8 bits with a scale
+    for each output.
+
     Args:
         inputs: input dimensions as {logical axis: size}, for example {"embed": D}.
         outputs: output dimensions likewise, for example {"heads": N, "head_dim": H}.
@@ -53,13 +56,34 @@ class Linear(Module):
         axes, shape = (*inputs, *outputs), (*inputs.values(), *outputs.values())
         self.kernel = declare(shape, axes, init)
         self.bias = declare(shape[len(inputs) :], axes[len(inputs) :], zeros) if bias else None
+        self.kernel_scale = self.lora_a = self.lora_b = self.lora_key = None
+        self.lora_scale, self.lora_dropout = 0.0, 0.0
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.kernel[...].astype(x.dtype)
-        dims = tuple(range(x.ndim - self.in_dims, x.ndim)), tuple(range(self.in_dims))
-        y = jax.lax.dot_general(x, kernel, (dims, ((), ())), precision=precision(x.dtype))
-        y = _plain_gradient(y)
+        y = _product(x, self.kernel, self.in_dims)
+        if self.kernel_scale is not None:
+            y = (y.astype(wide(x.dtype)) * self.kernel_scale[...]).astype(x.dtype)
+        if self.lora_a is not None:
+            low = _product(self._dropped(x), self.lora_a, self.in_dims)
+            y = y + self.lora_scale * _product(low, self.lora_b, 1)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+    def _dropped(self, x: jax.Array) -> jax.Array:
+        """What the adapter sees of its input: some of it where a training step gives a key."""
+        if self.lora_key is None:
+            return x
+        kept = 1 - self.lora_dropout
+        seen = jax.random.bernoulli(jax.random.wrap_key_data(self.lora_key[...]), kept, x.shape)
+        return jnp.where(seen, x / kept, 0).astype(x.dtype)
+
+
+def _product(x: jax.Array, kernel: Any, in_dims: int) -> jax.Array:
+    """x W, W in the activations' type."""
+    dims = tuple(range(x.ndim - in_dims, x.ndim)), tuple(range(in_dims))
+    y = jax.lax.dot_general(
+        x, kernel[...].astype(x.dtype), (dims, ((), ())), precision=precision(x.dtype)
+    )
+    return _plain_gradient(y)
 
 
 @jax.custom_vjp

@@ -29,19 +29,51 @@ class Declaration(NamedTuple):
         axes: one logical axis name per dimension.
         init: initializer of one layer's share.
         stacked: whether the first dimension counts layers.
+        dtype: the type that it is held in; None for what the rest is held in.
     """
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
     init: Initializer
     stacked: bool
+    dtype: Any = None
 
 
-def declare(shape: tuple[int, ...], axes: tuple[str, ...], init: Initializer) -> nnx.Param:
-    """Declares a parameter of a module; its value is a shape until `bind` puts an array there."""
+def declare(
+    shape: tuple[int, ...],
+    axes: tuple[str, ...],
+    init: Initializer,
+    dtype: Any = None,
+    layers: int | None = None,
+) -> nnx.Param:
+    """Declares a parameter of a module; its value is a shape until `bind` puts an array there.
+
+    `layers` is for one that comes later to a module that was stacked so many times.
+    """
     if len(shape) != len(axes):
         raise ValueError(f"shape {shape} and axes {axes} differ in rank")
-    return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), axes=axes, init=init, stacked=False)
+    if layers is not None:
+        shape, axes = (layers, *shape), ("layers", *axes)
+    value = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return nnx.Param(value, axes=axes, init=init, stacked=layers is not None, held=dtype)
+
+
+def add(module: Module, name: str, parameter: nnx.Param) -> None:
+    """Gives a module a parameter that it was made without."""
+    setattr(module, name, nnx.data(parameter))
+
+
+def hold(module: Module, dtype: Any) -> None:
+    """Declares the type that all of a module's parameters are held in."""
+    for _, node in nnx.iter_graph(module):
+        if isinstance(node, nnx.Param):
+            node.set_metadata("held", dtype)
+
+
+def submodules(module: Module, kind: type) -> dict[tuple[str, ...], Any]:
+    """Its parts of a kind by their paths, in a stable order."""
+    found = {tuple(map(str, p)): m for p, m in nnx.iter_graph(module) if isinstance(m, kind)}
+    return dict(sorted(found.items()))
 
 
 def stack(layer: Module, n: int) -> Module:
@@ -124,7 +156,7 @@ def declarations(module: Module) -> dict[tuple[str, ...], Declaration]:
         if isinstance(node, nnx.Param):
             meta = node.get_metadata()
             found[tuple(map(str, path))] = Declaration(
-                node.get_value().shape, meta["axes"], meta["init"], meta["stacked"]
+                node.get_value().shape, meta["axes"], meta["init"], meta["stacked"], meta["held"]
             )
     return dict(sorted(found.items()))
 
@@ -140,6 +172,21 @@ def nest(flat: dict[tuple[str, ...], Any]) -> Params:
     return tree
 
 
+def join(*trees: Params) -> Params:
+    """Trees with different leaves as one; where two have the same, the later one's counts."""
+    return nest({path: x for tree in trees for path, x in flatten(tree).items()})
+
+
+def split(tree: Params, wanted: Params) -> tuple[Params, Params]:
+    """The leaves for which `wanted`, a tree of bools, is true, and the others."""
+    chosen = flatten(wanted)
+    flat = flatten(tree)
+    return (
+        nest({path: x for path, x in flat.items() if chosen[path]}),
+        nest({path: x for path, x in flat.items() if not chosen[path]}),
+    )
+
+
 def flatten(tree: Params, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
     """{"a": {"b": x}} -> {("a", "b"): x}, the inverse of `nest`."""
     flat = {}
@@ -151,17 +198,28 @@ def flatten(tree: Params, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...],
     return flat
 
 
-def initialize(module: Module, key: jax.Array, dtype: Any = jnp.float32) -> Params:
-    """Fresh parameters. Each draws from a key of its own path, so neither the order of
-    declarations nor a new neighbour changes any other's values."""
+def initialize(
+    module: Module,
+    key: jax.Array,
+    dtype: Any = jnp.float32,
+    wanted: Callable[[tuple[str, ...]], bool] = lambda _: True,
+) -> Params:
+    """Fresh parameters, those whose paths are `wanted`.
+
+    Each draws from a key of its own path, so neither the order of declarations nor a new neighbour
+    changes any other's values.
+    """
     flat = {}
     for path, d in declarations(module).items():
+        if not wanted(path):
+            continue
         k = jax.random.fold_in(key, zlib.crc32("/".join(path).encode()))
+        held = d.dtype or dtype
         if d.stacked:
             keys = jax.random.split(k, d.shape[0])
-            flat[path] = jax.vmap(lambda k, d=d: d.init(k, d.shape[1:], dtype))(keys)
+            flat[path] = jax.vmap(lambda k, d=d, t=held: d.init(k, d.shape[1:], t))(keys)
         else:
-            flat[path] = d.init(k, d.shape, dtype)
+            flat[path] = d.init(k, d.shape, held)
     return nest(flat)
 
 

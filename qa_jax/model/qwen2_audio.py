@@ -35,7 +35,12 @@ class Audio(NamedTuple):
 
 
 def place_audio(
-    embeds: jax.Array, is_audio: jax.Array, audio: jax.Array, counts: jax.Array, groups: int = 1
+    embeds: jax.Array,
+    is_audio: jax.Array,
+    audio: jax.Array,
+    counts: jax.Array,
+    groups: int = 1,
+    copies: int = 1,
 ) -> jax.Array:
     """Puts the n-th valid audio embedding at the n-th audio token.
 
@@ -46,8 +51,10 @@ def place_audio(
         embeds: (B, T, D) token embeddings.
         is_audio: bool (B, T), the placeholders.
         audio: (A, P, D) embeddings, of which the first counts[a] of each clip are valid.
-        counts: (A,) valid embeddings; per group they sum to the group's placeholders.
+        counts: (A,) valid embeddings; per group they sum to a copy's placeholders.
         groups: divides both B and A.
+        copies: how often a group's rows hold its clips: so many times the same clips, in rows that
+            follow one another.
 
     Returns:
         (B, T, D).
@@ -55,14 +62,15 @@ def place_audio(
     (b, t, d), (a, p, _) = embeds.shape, audio.shape
 
     def nth(is_audio: jax.Array, counts: jax.Array) -> jax.Array:
-        """Indices (B/G * T,) into this group's (A/G * P) embeddings."""
+        """Indices (B/G/copies * T,) into this group's (A/G * P) embeddings."""
         n = jnp.cumsum(is_audio.reshape(-1)) - 1
         ends = jnp.cumsum(counts)
         clip = jnp.searchsorted(ends, n, side="right", method="compare_all")
         clip = jnp.minimum(clip, counts.shape[0] - 1)
         return clip * p + n - (ends - counts)[clip]
 
-    index = jax.vmap(nth)(is_audio.reshape(groups, -1), counts.reshape(groups, -1))
+    each = jnp.repeat(counts.reshape(groups, -1), copies, axis=0)
+    index = jax.vmap(nth)(is_audio.reshape(groups * copies, -1), each).reshape(groups, -1)
     # A gather, never a scatter: it shards cleanly, and unused slots need no care.
     gathered = jax.vmap(lambda x, i: x.at[i].get(mode="clip"))(
         audio.reshape(groups, (a // groups) * p, d), index
@@ -103,7 +111,9 @@ class Qwen2Audio(Module):
         with jax.named_scope("projector"):
             return constrain(self.projector(x), "batch", "time", "act_embed")
 
-    def embed(self, tokens: jax.Array, audio: Audio | None, groups: int = 1) -> jax.Array:
+    def embed(
+        self, tokens: jax.Array, audio: Audio | None, groups: int = 1, copies: int = 1
+    ) -> jax.Array:
         """(B, T) ids and their clips -> (B, T, D) decoder inputs."""
         embeds = self.decoder.embed(tokens, self.dtype)
         if audio is None:
@@ -111,7 +121,8 @@ class Qwen2Audio(Module):
         with jax.named_scope("place_audio"):
             is_audio = tokens == self.audio_token_id
             counts = token_count(audio.frames)
-            return place_audio(embeds, is_audio, self.encode_audio(audio), counts, groups)
+            heard = self.encode_audio(audio)
+            return place_audio(embeds, is_audio, heard, counts, groups, copies)
 
     def __call__(
         self,
@@ -120,6 +131,7 @@ class Qwen2Audio(Module):
         audio: Audio | None = None,
         groups: int = 1,
         cache: KVCache | None = None,
+        copies: int = 1,
     ) -> tuple[jax.Array, KVCache | None]:
         """Hidden states of whole rows, to be turned into logits where they are needed.
 
@@ -130,6 +142,7 @@ class Qwen2Audio(Module):
             audio: the clips behind the placeholders.
             groups: see `place_audio`.
             cache: an empty cache of at least T slots to fill, for generation.
+            copies: see `place_audio`.
 
         Returns:
             (B, T, D) hidden states and the filled cache.
@@ -140,7 +153,8 @@ class Qwen2Audio(Module):
         keys = jnp.pad(ids, ((0, 0), (0, slots - t)))
         visible = Visible(ids, keys, causal=True)
         positions = segment_positions(segments)
-        return self.decoder(self.embed(tokens, audio, groups), positions, visible, cache)
+        embeds = self.embed(tokens, audio, groups, copies)
+        return self.decoder(embeds, positions, visible, cache)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """(..., D) hidden states -> (..., V) float32 scores of the next token."""

@@ -38,6 +38,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "audio_heads": None,
     "conv_in": None,
     "norm": None,
+    "rank": None,  # of adapters
 }
 
 

@@ -7,11 +7,15 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from qa_jax.config import ModelConfig, OptimizerConfig, RunConfig, conv_length, token_count
-from qa_jax.model import Qwen2Audio, declarations, flatten, nest
-from qa_jax.model.flops import decoder_flops, encoder_flops, head_flops, training_flops
+import jax.numpy as jnp
+import numpy as np
+
+from qa_jax.config import ModelConfig, RunConfig, conv_length, token_count
+from qa_jax.model import Declaration, count_parameters, declarations, flatten
+from qa_jax.model.flops import Moves, Part, forward_parts, training_flops, what_moves
 from qa_jax.parallel.hardware import Chip
 from qa_jax.train.optimizer import trainable
+from qa_jax.train.setup import Models
 
 _TEXT_TOKENS = 64
 """Text beside a clip, where the settings do not say how many clips a row holds."""
@@ -38,7 +42,8 @@ class Shapes(NamedTuple):
 def batch_shapes(config: RunConfig, bucket: int | None = None) -> Shapes:
     """Shapes of a step's data: those of the bucket of the longest clips, unless one is named.
 
-    Rows that are not packed hold a clip each; packed ones as many as fit with some text beside.
+    Rows that are not packed hold a clip each; packed ones as many as fit with some text beside. Of
+    pairs, two rows share their clips.
     """
     frames = max(config.data.buckets) if bucket is None else bucket
     rows = config.data.buckets[frames]
@@ -47,6 +52,8 @@ def batch_shapes(config: RunConfig, bucket: int | None = None) -> Shapes:
     if config.data.pack_tokens and frames:
         each = max(1, tokens // (token_count(frames) + _TEXT_TOKENS))
     clips = rows * each if frames else 0
+    if config.train.objective == "preferences":
+        rows *= 2
     return Shapes(rows, tokens, clips, frames, config.optimizer.accumulate)
 
 
@@ -107,35 +114,62 @@ class Plan:
         self.audio_hours_per_chip_day = a_day * self.shapes.clips * self.shapes.frames * 0.01 / 3600
 
 
-def model_flops(config: ModelConfig, shapes: Shapes) -> int:
-    """Of a step over all devices, without recomputation."""
-    step = training_flops(config, shapes.rows, shapes.tokens, shapes.clips, shapes.frames)
+def _moves(config: RunConfig, models: Models) -> dict[str, Moves]:
+    trained = trainable(models.model, config.optimizer.freeze)
+    return what_moves(flatten(trained), declarations(models.model))
+
+
+def _forward(config: RunConfig, shapes: Shapes) -> dict[str, Part]:
+    s = shapes
+    return forward_parts(config.model, s.rows, s.tokens, s.clips, s.frames)
+
+
+def _reference_flops(config: RunConfig, parts: dict[str, Part]) -> float:
+    """Of a second model that answers are compared with in the same step."""
+    compared = config.train.objective == "preferences" and config.preference.reference == "keep"
+    return compared * sum(part.total for part in parts.values())
+
+
+def model_flops(config: RunConfig, models: Models, shapes: Shapes) -> float:
+    """Of a step over all devices, without recomputation and without what freezing spares."""
+    parts = _forward(config, shapes)
+    step = training_flops(parts, _moves(config, models)) + _reference_flops(config, parts)
     return step * shapes.accumulate
 
 
-def executed_flops(config: ModelConfig, shapes: Shapes) -> float:
+def executed_flops(config: RunConfig, models: Models, shapes: Shapes) -> float:
     """Of a step over all devices, with what is computed again for the backward pass."""
-    layers = shapes.rows * decoder_flops(config.text, shapes.tokens)
-    layers += shapes.clips * encoder_flops(config.audio, shapes.frames, config.text.hidden_size)
-    again = {"none": 0.0, "full": 1.0, "dots": 0.05}[config.remat] * layers
+    parts, moves = _forward(config, shapes), _moves(config, models)
+    share = {"none": 0.0, "full": 1.0, "dots": 0.05}[config.model.remat]
+    again = sum(share * parts[n].total * moves[n].passes for n in ("encoder", "decoder"))
     # The loss computes its logits once more for the gradient.
-    again += shapes.rows * head_flops(config.text, shapes.tokens)
-    return model_flops(config, shapes) + again * shapes.accumulate
+    again += parts["head"].total
+    return model_flops(config, models, shapes) + again * shapes.accumulate
 
 
-def state_bytes(config: ModelConfig, optimizer: OptimizerConfig, shards: int) -> dict[str, int]:
-    """Of one device, where parameters are cut so many ways; all in float32 but the
-    first moment. What is frozen has neither gradient nor optimizer state."""
-    declared = declarations(Qwen2Audio(config))
-    moved = flatten(trainable(nest(declared), optimizer.freeze))
-    whole = sum(math.prod(d.shape) for d in declared.values()) / shards
+def state_bytes(config: RunConfig, models: Models, shards: int) -> dict[str, int]:
+    """Of one device, where parameters are cut so many ways. What is frozen has neither gradient nor
+    optimizer state."""
+    declared = declarations(models.model)
+    moved = flatten(trainable(models.model, config.optimizer.freeze))
+
+    def size(d: Declaration) -> int:
+        return math.prod(d.shape) * np.dtype(d.dtype or np.float32).itemsize
+
     learnt = sum(math.prod(d.shape) for path, d in declared.items() if moved[path]) / shards
-    first = 2 if optimizer.first_moment == "bfloat16" else 4
-    return {
-        "parameters": round(4 * whole),
+    first = 2 if config.optimizer.first_moment == "bfloat16" else 4
+    held = {
+        "parameters": round(sum(map(size, declared.values())) / shards),
         "optimizer": round((first + 4) * learnt),
         "gradients": round(4 * learnt),
     }
+    if config.train.average:
+        held["average"] = round(4 * learnt)
+    preferred = config.train.objective == "preferences"
+    if preferred and not config.lora.layers and config.preference.reference == "keep":
+        width = np.dtype(jnp.dtype(config.model.dtype)).itemsize
+        held["reference"] = round(width * count_parameters(models.base) / shards)
+    return held
 
 
 def kept_bytes(config: ModelConfig, shapes: Shapes, batch_shards: int) -> int:

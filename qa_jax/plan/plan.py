@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from qa_jax.checkpoint import abstract_params
 from qa_jax.config import HOP_LENGTH, RunConfig
 from qa_jax.data import TrainBatch
 from qa_jax.errors import InputError
-from qa_jax.model import Qwen2Audio, count_parameters, declarations, nest
+from qa_jax.model import count_parameters
 from qa_jax.parallel import AXES, BATCH_AXES, batch_shards, make_mesh, mesh_sizes
 from qa_jax.plan.collectives import transfers
 from qa_jax.plan.estimate import (
@@ -31,10 +32,10 @@ from qa_jax.plan.estimate import (
     state_bytes,
 )
 from qa_jax.plan.target import Target
-from qa_jax.train.optimizer import make_optimizer, schedule, trainable
-from qa_jax.train.setup import abstract_state
+from qa_jax.train.optimizer import make_optimizer
+from qa_jax.train.setup import abstract_state, make_models, make_run_step
 from qa_jax.train.sharding import refuse_replicated
-from qa_jax.train.step import jit_step, make_step
+from qa_jax.train.step import jit_step
 
 QUICK = {"exec_time_optimization_effort": -1.0, "memory_fitting_effort": -1.0}
 """Compiler options for a look (libtpu 0.0.42: 7 s instead of 47 s for a layer of the decoder)."""
@@ -44,22 +45,20 @@ _MARGIN = 0.94
 
 def lower_step(config: RunConfig, mesh: Mesh, shapes: Shapes) -> Any:
     """The training step, traced for a mesh whose devices need not be here."""
-    model = Qwen2Audio(config.model)
-    optimizer = make_optimizer(config.optimizer, config.train.steps, model)
-    state = abstract_state(config.model, optimizer, mesh)
-    step = make_step(
-        model,
-        optimizer,
-        trainable(nest(declarations(model)), config.optimizer.freeze),
-        schedule(config.optimizer, config.train.steps),
-        batch_shards(mesh),
-    )
+    models = make_models(config.model, config.lora)
+    optimizer = make_optimizer(config.optimizer, config.train.steps, models.model)
+    state = abstract_state(config, models, optimizer, mesh)
+    step = make_run_step(config, models, optimizer, batch_shards(mesh))
+    stay = None
+    preferred = config.train.objective == "preferences"
+    if preferred and not models.adapted and config.preference.reference == "keep":
+        stay = abstract_params(models.base, mesh, jnp.dtype(config.model.dtype))
     with jax.set_mesh(mesh):
         jitted: Any = jit_step(step, state)
-        return jitted.lower(state, _abstract_batch(shapes, mesh))
+        return jitted.lower(state, _abstract_batch(config, shapes, mesh), stay)
 
 
-def _abstract_batch(shapes: Shapes, mesh: Mesh) -> TrainBatch:
+def _abstract_batch(config: RunConfig, shapes: Shapes, mesh: Mesh) -> TrainBatch:
     place = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
 
     def array(dtype: Any, *shape: int) -> Any:
@@ -67,12 +66,14 @@ def _abstract_batch(shapes: Shapes, mesh: Mesh) -> TrainBatch:
 
     row = (shapes.rows, shapes.tokens)
     clips = shapes.clips, shapes.frames * HOP_LENGTH
+    stored = config.train.objective == "preferences" and config.preference.reference == "store"
     return TrainBatch(
         tokens=array(jnp.int32, *row),
         segments=array(jnp.int32, *row),
         weights=array(jnp.float32, *row),
         signal=array(jnp.float32, *clips) if shapes.clips else None,
         frames=array(jnp.int32, shapes.clips) if shapes.clips else None,
+        reference=array(jnp.float32, shapes.rows) if stored else None,
     )
 
 
@@ -113,11 +114,11 @@ def _counted(
     config: RunConfig, target: Target, bucket: int | None = None
 ) -> tuple[Plan, Mesh | None]:
     """The part of a plan that needs no compiler, and the mesh to compile for."""
-    shapes = batch_shapes(config, bucket)
+    shapes, models = batch_shapes(config, bucket), make_models(config.model, config.lora)
     mesh = make_mesh(config.mesh, target.devices) if target.devices else None
     sizes = dict(zip(AXES, mesh_sizes(config.mesh, target.size), strict=True))
     if mesh is not None:
-        refuse_replicated(config.model, mesh)
+        refuse_replicated(models.model, mesh)
     rows_cut = sizes["data"] * sizes["fsdp"]
     if shapes.rows % rows_cut:
         raise InputError(
@@ -125,7 +126,7 @@ def _counted(
             f"{shapes.rows} rows cannot be cut {rows_cut} ways (mesh {sizes})",
             f"choose a multiple of {rows_cut}",
         )
-    held = state_bytes(config.model, config.optimizer, sizes["fsdp"] * sizes["tensor"])
+    held = state_bytes(config, models, sizes["fsdp"] * sizes["tensor"])
     held["activations"] = kept_bytes(config.model, shapes, rows_cut)
     # One layer's gathered weights and the widest activations of a piece of work.
     held["temporaries"] = 2**30
@@ -135,12 +136,12 @@ def _counted(
         mesh=sizes,
         shapes=shapes,
         remat=config.model.remat,
-        parameters=count_parameters(Qwen2Audio(config.model)),
+        parameters=count_parameters(models.base),
         fits=sum(held.values()) <= _MARGIN * target.chip.memory,
         compiled=False,
         bytes_per_chip=held,
         hbm_bytes_per_chip=target.chip.memory,
-        flops_per_chip=model_flops(config.model, shapes) / target.size,
+        flops_per_chip=model_flops(config, models, shapes) / target.size,
     )
     plan.network_bytes_per_chip = counted_network_bytes(plan, config.model)
     _set_times(plan, config, target)
@@ -153,10 +154,11 @@ def _read_off(plan: Plan, compiled: Any, config: RunConfig, target: Target) -> N
     """Replaces what was counted by what the compiler says."""
     stats = compiled.memory_analysis()
     held, counted = {}, plan.bytes_per_chip
-    arguments = stats.argument_size_in_bytes
-    held["parameters"] = min(counted["parameters"], arguments)
-    held["optimizer"] = min(counted["optimizer"], arguments - held["parameters"])
-    held["batch"] = arguments - held["parameters"] - held["optimizer"]
+    rest = stats.argument_size_in_bytes
+    for name in ("parameters", "optimizer", "average", "reference"):
+        held[name] = min(counted.get(name, 0), rest)
+        rest -= held[name]
+    held["batch"] = rest
     # Gradients and activations lie in what the compiler calls temporary.
     rest = stats.temp_size_in_bytes
     for name in ("gradients", "activations"):
@@ -173,7 +175,8 @@ def _read_off(plan: Plan, compiled: Any, config: RunConfig, target: Target) -> N
 
 
 def _set_times(plan: Plan, config: RunConfig, target: Target) -> None:
-    executed = executed_flops(config.model, plan.shapes) / target.size
+    models = make_models(config.model, config.lora)
+    executed = executed_flops(config, models, plan.shapes) / target.size
     plan.set_times(
         {
             "compute": executed / target.chip.flops,

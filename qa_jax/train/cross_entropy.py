@@ -31,39 +31,39 @@ _SMALL = 2**22
 
 @jax.custom_vjp
 def cross_entropy(
-    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, weights: jax.Array
+    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, wanted: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Weighted sum of -log p(target), and how many targets no other entry is likelier than.
+    """-log p(target) of every token, and whether no other entry is likelier than its target.
 
     Args:
         hidden: (B, T, D) normalized hidden states.
         kernel: (D, V) of the output layer, in their type; logits are at least float32.
         targets: (B, T) ids.
-        weights: (B, T), at least 0; a token of weight 0 is not looked at. They get no gradient.
+        wanted: (B, T) bool; a token that is not wanted is not looked at, and gives 0 and False.
 
     Returns:
-        Two scalars, of the weights' type and int32.
+        (B, T) float32 (float64 for float64), and (B, T) bool.
     """
-    values = (hidden, kernel, targets, weights)
-    loss, correct, _ = _Cut.of(hidden, kernel).on_devices(_loss, values, ("one", "one", "rows"))
-    return loss, correct
+    values = (hidden, kernel, targets, wanted)
+    loss, likeliest, _ = _Cut.of(hidden, kernel).on_devices(_loss, values, ("rows",) * 3)
+    return loss, likeliest
 
 
 def _forward(*inputs: Any) -> tuple[tuple[jax.Array, jax.Array], Any]:
     values = tuple(x.value for x in inputs)
     cut = _Cut.of(*values[:2])
-    loss, correct, log_sum_exp = cut.on_devices(_loss, values, ("one", "one", "rows"))
+    loss, likeliest, log_sum_exp = cut.on_devices(_loss, values, ("rows",) * 3)
     # A frozen kernel's gradient is not computed; the residuals tell so by their structure.
     moves = (jnp.zeros(()),) if inputs[1].perturbed else ()
-    return (loss, correct), (*values, log_sum_exp, moves)
+    return (loss, likeliest), (*values, log_sum_exp, moves)
 
 
 def _backward(kept: Any, d_out: tuple[jax.Array, Any]) -> tuple[Any, ...]:
     *values, moves = kept
     gradient = functools.partial(_gradient, moves=bool(moves))
     outputs = ("rows", "kernel") if moves else ("rows",)
-    found = _Cut.of(*values[:2]).on_devices(gradient, tuple(values), outputs)
-    d_hidden, *d_kernel = (g * d_out[0].astype(g.dtype) for g in found)
+    inputs = (*values, d_out[0])
+    d_hidden, *d_kernel = _Cut.of(*values[:2]).on_devices(gradient, inputs, outputs)
     return d_hidden, d_kernel[0] if moves else None, None, None
 
 
@@ -119,15 +119,15 @@ class _Cut(NamedTuple):
             check_vma=False,
         )(*inputs)
 
-    def order(self, weights: jax.Array) -> tuple[jax.Array | None, Any]:
-        """(B, T) indices of the tokens of each row, those with a loss first, and how many blocks
-        hold any loss; None and 1 where one block holds all."""
-        if self.block == weights.shape[1]:
+    def order(self, wanted: jax.Array) -> tuple[jax.Array | None, Any]:
+        """(B, T) indices of the tokens of each row, the wanted ones first, and how many blocks
+        hold any; None and 1 where one block holds all."""
+        if self.block == wanted.shape[1]:
             return None, 1
-        busiest = jnp.max(jnp.sum(weights > 0, axis=1))
+        busiest = jnp.max(jnp.sum(wanted, axis=1))
         # All devices take as many blocks, for they gather the kernel together.
         busiest = jax.lax.pmax(busiest, self.rows) if self.rows else busiest
-        return jnp.argsort(weights == 0, axis=1, stable=True), -(-busiest // self.block)
+        return jnp.argsort(~wanted, axis=1, stable=True), -(-busiest // self.block)
 
     def arrange(self, x: jax.Array, order: jax.Array | None) -> jax.Array:
         """(B, T, ...) in that order, filled up with zeros to whole blocks."""
@@ -136,6 +136,13 @@ class _Cut(NamedTuple):
         index = order.reshape(*order.shape, *[1] * (x.ndim - 2))
         fill = [(0, 0), (0, -x.shape[1] % self.block)] + [(0, 0)] * (x.ndim - 2)
         return jnp.pad(jnp.take_along_axis(x, index, axis=1), fill)
+
+    def arrange_back(self, x: jax.Array, order: jax.Array | None) -> jax.Array:
+        """What `arrange` has put in order as it was before."""
+        if order is None:
+            return x
+        index = jnp.argsort(order, axis=1)
+        return jnp.take_along_axis(x, index.reshape(*index.shape, *[1] * (x.ndim - 2)), axis=1)
 
     def tokens(self, x: jax.Array, i: Any) -> jax.Array:
         """(B x block, ...): the i-th block of what `arrange` has put in order."""
@@ -173,14 +180,14 @@ class _Cut(NamedTuple):
 
 
 def _loss(
-    cut: _Cut, hidden: jax.Array, kernel: jax.Array, targets: jax.Array, weights: jax.Array
+    cut: _Cut, hidden: jax.Array, kernel: jax.Array, targets: jax.Array, wanted: jax.Array
 ) -> tuple[jax.Array, ...]:
-    """The two sums over all devices, and each token's log-sum-exp in the order of the blocks."""
-    order, blocks = cut.order(weights)
-    inputs = [cut.arrange(x, order) for x in (hidden, targets, weights)]
+    """The two results, and each token's log-sum-exp in the order of the blocks."""
+    order, blocks = cut.order(wanted)
+    inputs = [cut.arrange(x, order) for x in (hidden, targets)]
 
-    def block(i: Any, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        h, y, w = (cut.tokens(x, i) for x in inputs)
+    def block(i: Any, found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        h, y = (cut.tokens(x, i) for x in inputs)
 
         def part(carry: tuple[jax.Array, ...], first: Any, size: int) -> tuple[jax.Array, ...]:
             highest, total, picked = carry
@@ -199,17 +206,14 @@ def _loss(
             total = jax.lax.psum(total * jnp.exp(highest - top), cut.vocab)
             highest, picked = top, jax.lax.pmax(picked, cut.vocab)
         log_sum_exp = highest + jnp.log(total)
-        loss = jnp.sum((log_sum_exp - picked).astype(w.dtype) * w)
-        correct = jnp.sum((picked >= highest) & (w > 0))
-        return sums[0] + loss, sums[1] + correct, cut.put(sums[2], i, log_sum_exp)
+        new = log_sum_exp - picked, picked >= highest, log_sum_exp
+        return tuple(cut.put(x, i, y) for x, y in zip(found, new, strict=True))
 
     high = wide(hidden.dtype)
-    kept = jnp.zeros(inputs[1].shape, high)
-    sums = (jnp.zeros((), weights.dtype), jnp.zeros((), jnp.int32), kept)
-    loss, correct, kept = _each_block(blocks, block, sums)
-    if cut.rows:
-        loss, correct = jax.lax.psum((loss, correct), cut.rows)
-    return loss, correct, kept
+    zeros = jnp.zeros(inputs[1].shape, high)
+    found = _each_block(blocks, block, (zeros, jnp.zeros(zeros.shape, bool), zeros))
+    loss, likeliest = (cut.arrange_back(x, order) for x in found[:2])
+    return jnp.where(wanted, loss, 0), likeliest & wanted, found[2]
 
 
 def _gradient(
@@ -217,14 +221,17 @@ def _gradient(
     hidden: jax.Array,
     kernel: jax.Array,
     targets: jax.Array,
-    weights: jax.Array,
+    wanted: jax.Array,
     log_sum_exp: jax.Array,
+    d_loss: jax.Array,
     *,
     moves: bool,
 ) -> tuple[jax.Array, ...]:
-    """Of the loss: for hidden, and where the kernel moves, for this device's share of it."""
-    order, blocks = cut.order(weights)
-    inputs = [*(cut.arrange(x, order) for x in (hidden, targets, weights)), log_sum_exp]
+    """For hidden, and where the kernel moves, for this device's share of it, given that of every
+    token's loss."""
+    order, blocks = cut.order(wanted)
+    d_loss = jnp.where(wanted, d_loss, 0)
+    inputs = [*(cut.arrange(x, order) for x in (hidden, targets, d_loss)), log_sum_exp]
 
     def block(i: Any, found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         h, y, w, scale = (cut.tokens(x, i) for x in inputs)
@@ -255,9 +262,7 @@ def _gradient(
     high = kernel.dtype if order is None else wide(kernel.dtype)
     found = (jnp.zeros_like(inputs[0]), *([jnp.zeros(kernel.shape, high)] if moves else []))
     d_hidden, *d_kernel = _each_block(blocks, block, found)
-    if order is not None:
-        back = jnp.argsort(order, axis=1)[..., None]
-        d_hidden = jnp.take_along_axis(d_hidden, back, axis=1)
+    d_hidden = cut.arrange_back(d_hidden, order)
     return d_hidden, *(d.astype(kernel.dtype) for d in d_kernel)
 
 

@@ -10,21 +10,33 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
-from qa_jax import checkpoint
+from qa_jax import checkpoint, weights
 from qa_jax.config import RunConfig
 from qa_jax.data import TrainBatch
 from qa_jax.errors import InputError
-from qa_jax.model import Params, bind
+from qa_jax.model import Params, flatten, is_adapter_path, join, nest, split
 from qa_jax.parallel import BATCH_AXES, any_process, barrier, first_process, local_groups
 from qa_jax.train.metrics import MetricsWriter, read_metrics
-from qa_jax.train.objectives import Sums, next_token_loss
+from qa_jax.train.objectives import Sums
+from qa_jax.train.reference import store_reference
 from qa_jax.train.report import Report
-from qa_jax.train.setup import Run, abstract_state, initial_state, prepare
-from qa_jax.train.step import Metrics, TrainState, jit_step, make_step
+from qa_jax.train.setup import (
+    Run,
+    abstract_adapter,
+    abstract_state,
+    adapter_card,
+    held_base,
+    initial_state,
+    make_objective,
+    make_run_step,
+    prepare,
+)
+from qa_jax.train.step import Metrics, TrainState, jit_step
 
 
 class Stopped(Exception):
@@ -45,41 +57,73 @@ def train(config: RunConfig, console: Console | None = None) -> dict[str, float]
 class _Loop:
     def __init__(self, run: Run, console: Console) -> None:
         self.run_ = run
-        self.config = run.config.train
+        self.config, self.console = run.config.train, console
         groups = run.data.groups
         self.local = local_groups(run.mesh)
         if first_process():
-            checkpoint.create(self.config.output, run.model_config, run.text_source)
+            if run.models.adapted:
+                card = adapter_card(run.config, run.model_config, run.models)
+                checkpoint.create_adapter(self.config.output, card, run.text_source)
+            else:
+                checkpoint.create(self.config.output, run.model_config, run.text_source)
         barrier("created")
         self.steps = checkpoint.Checkpoints(
             self.config.output, self.config.keep, self.config.keep_every
         )
         self.data = run.data.iterate(self.local)
         self.state = self._start()
+        self.stay = self._reference()
         self.writer = MetricsWriter(self.config.output, int(self.state.step), first_process())
         self.report = Report(console, run, int(self.state.step))
-        step = make_step(run.model, run.optimizer, run.trained, run.learning_rate, groups)
+        step = make_run_step(run.config, run.models, run.optimizer, groups)
         self.step = jit_step(step, self.state)
-        bound = bind(run.model)
+        objective = make_objective(run.config, run.models, groups)
 
-        def eval_step(params: Params, batch: TrainBatch) -> Sums:
-            return next_token_loss(bound(params), jax.tree.map(lambda x: x[0], batch), groups)
+        def eval_step(params: Params, batch: TrainBatch, stay: Params | None) -> Sums:
+            first = jax.tree.map(lambda x: x[0], batch)
+            return objective(params, first, stay, None)
 
         everywhere = NamedSharding(run.mesh, PartitionSpec())
         self.eval_step = jax.jit(eval_step, out_shardings=everywhere)
 
     def _start(self) -> TrainState:
         run = self.run_
-        abstract = abstract_state(run.model_config, run.optimizer, run.mesh)
-        found = self.steps.restore_latest(
-            params=abstract.params, optimizer=abstract.optimizer, progress=None
-        )
+        abstract = abstract_state(run.config, run.models, run.optimizer, run.mesh)
+        wanted = {"params": abstract.params, "optimizer": abstract.optimizer, "progress": None}
+        if run.models.adapted:
+            wanted["params"] = abstract_adapter(run)
+        if abstract.average is not None:
+            wanted["trained"] = abstract.average
+        found = self.steps.restore_latest(**wanted)
         if found is None:
             return initial_state(self.run_)
         latest, saved = found
         self.data.set_state(saved["progress"]["data"])
         step = jax.device_put(np.int32(latest), abstract.step.sharding)
-        return TrainState(step, saved["params"], saved["optimizer"])
+        params = saved["params"]
+        if run.models.adapted:
+            params = join(held_base(run), params)
+        average = None
+        if abstract.average is not None:
+            # What was saved as the parameters is their mean.
+            average, _ = split(params, run.trained)
+            params = join(params, saved["trained"])
+        return TrainState(step, params, saved["optimizer"], average)
+
+    def _reference(self) -> Params | None:
+        """The parameters that preferences are measured against, where they are none of the
+        state's; or their log-probabilities, put into the data."""
+        run = self.run_
+        if run.config.train.objective != "preferences":
+            return None
+        if run.config.preference.reference == "store":
+            store_reference(run, self.state.params, self._place, self.console)
+            return None
+        if run.models.adapted:
+            return None
+        # The reference computes in this type anyway.
+        dtype = jnp.dtype(run.model_config.dtype)
+        return weights.load_weights(self.config.init, run.mesh, dtype)[1]
 
     def run(self, stop: list[int]) -> dict[str, float]:
         first, last = int(self.state.step), self.config.steps
@@ -92,7 +136,7 @@ class _Loop:
             placed = self._place(batch)
             self._profile(number)
             with jax.transfer_guard("disallow"):
-                self.state, metrics = self.step(self.state, placed)
+                self.state, metrics = self.step(self.state, placed, self.stay)
             # While the device runs this step, the one before is read and reported.
             if pending is not None:
                 logged = self._log(*pending) or logged
@@ -177,23 +221,35 @@ class _Loop:
     def _evaluate(self, number: int) -> None:
         data = self.run_.eval_data
         assert data is not None
-        loss = weight = correct = tokens = 0.0
+        total: Sums | None = None
+        params = self._served()
         for i in range(data.steps_per_epoch):
-            sums = self.eval_step(self.state.params, self._place(data.batch(i, self.local)))
-            sums = jax.device_get(sums)
-            loss, weight = loss + float(sums.loss), weight + float(sums.weight)
-            correct, tokens = correct + float(sums.correct), tokens + float(sums.tokens)
-        values = {"eval_loss": loss / weight, "eval_accuracy": correct / tokens}
+            batch = self._place(data.batch(i, self.local))
+            sums = jax.device_get(self.eval_step(params, batch, self.stay))
+            total = sums if total is None else jax.tree.map(np.add, total, sums)
+        assert total is not None
+        values = {"eval_loss": float(total.loss / total.weight)}
+        values |= {
+            f"eval_{name}": float(x) / max(float(n), 1) for name, (x, n) in total.means.items()
+        }
         self.report.line(number, values)
         self.writer.write(number, values)
 
+    def _served(self) -> Params:
+        """The parameters that are evaluated and saved: their mean, where one is kept."""
+        mean = self.state.average
+        return self.state.params if mean is None else join(self.state.params, mean)
+
     def _save(self, number: int) -> None:
-        self.steps.save(
-            number,
-            self.state.params,
-            optimizer=self.state.optimizer,
-            progress={"data": self.data.get_state()},
-        )
+        served = self._served()
+        extra: dict[str, Any] = {}
+        if self.run_.models.adapted:
+            flat = flatten(served)
+            served = nest({path: x for path, x in flat.items() if is_adapter_path(path)})
+        if self.state.average is not None:
+            extra["trained"], _ = split(self.state.params, self.run_.trained)
+        progress = {"data": self.data.get_state()}
+        self.steps.save(number, served, optimizer=self.state.optimizer, progress=progress, **extra)
 
 
 def _few(sources: list[str], limit: int = 8) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
 from typing import Any
 
 import jax
@@ -11,9 +10,18 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
-from qa_jax.config import OptimizerConfig, nearest
+from qa_jax.config import OptimizerConfig
 from qa_jax.errors import InputError
-from qa_jax.model import Declaration, Params, Qwen2Audio, declarations, flatten, nest
+from qa_jax.model import (
+    Declaration,
+    Params,
+    Qwen2Audio,
+    check_patterns,
+    declarations,
+    flatten,
+    is_adapter_path,
+    nest,
+)
 
 _UPDATE_RMS = 0.2
 """Root mean square of Muon's updates at a learning rate of 1: about AdamW's, so that both take the
@@ -31,27 +39,25 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     )
 
 
-def trainable(params: Params, freeze: tuple[str, ...]) -> Params:
-    """A tree of bools: False where a pattern of `freeze` matches the path from its start."""
-    names = {path: "/".join(path) for path in flatten(params)}
-    _check_patterns("optimizer.freeze", freeze, names.values())
-    return nest({path: not any(re.match(p, name) for p in freeze) for path, name in names.items()})
-
-
-def _check_patterns(setting: str, patterns: Iterable[str], names: Collection[str]) -> None:
-    for pattern in patterns:
-        try:
-            hits = any(re.match(pattern, name) for name in names)
-        except re.error as error:
-            raise InputError(setting, f"{pattern!r} is no regular expression ({error})") from None
-        if not hits:
-            raise InputError(setting, f"{pattern!r} matches no parameter", nearest(pattern, names))
+def trainable(model: Qwen2Audio, freeze: tuple[str, ...]) -> Params:
+    """A tree of bools: False where a pattern of `freeze` matches the path from its start, and for
+    all but the adapters where a model has some."""
+    names = {path: "/".join(path) for path in declarations(model)}
+    check_patterns("optimizer.freeze", freeze, names.values())
+    adapted = any(map(is_adapter_path, names))
+    wanted = {
+        path: (not adapted or is_adapter_path(path)) and not any(re.match(p, name) for p in freeze)
+        for path, name in names.items()
+    }
+    if not any(wanted.values()):
+        raise InputError("optimizer.freeze", "nothing is left to be trained", "freeze less")
+    return nest(wanted)
 
 
 def rate_factors(params: Params, rates: dict[str, float]) -> Params:
     """How many times the learning rate each parameter takes."""
     names = {path: "/".join(path) for path in flatten(params)}
-    _check_patterns("optimizer.rates", rates, names.values())
+    check_patterns("optimizer.rates", rates, names.values())
     return nest(
         {
             path: next((x for p, x in rates.items() if re.match(p, name)), 1.0)
@@ -63,17 +69,12 @@ def rate_factors(params: Params, rates: dict[str, float]) -> Params:
 def make_optimizer(
     config: OptimizerConfig, steps: int, model: Qwen2Audio
 ) -> optax.GradientTransformation:
-    """The optimizer of a model's parameters.
-
-    Frozen parameters get no state and no update; their gradients are taken to be zero.
-    """
-    declared = declarations(model)
-    moved = flatten(trainable(nest(declared), config.freeze))
+    """The optimizer of a model's trained parameters."""
+    moved = flatten(trainable(model, config.freeze))
+    declared = {path: d for path, d in declarations(model).items() if moved[path]}
     sides = {path: _sides(path, d) for path, d in declared.items()}
 
     def group(path: tuple[str, ...]) -> str:
-        if not moved[path]:
-            return "freeze"
         return "muon" if config.name == "muon" and sides[path] else "adamw"
 
     decayed = nest({path: path[-1] not in ("bias", "scale") for path in declared})
@@ -95,7 +96,6 @@ def make_optimizer(
             consistent_rms=_UPDATE_RMS,
             muon_weight_dimension_numbers=lambda tree: _like(nest(sides), tree),
         ),
-        "freeze": optax.set_to_zero(),
     }
     steps_of = [
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),

@@ -12,7 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from qa_jax.config import HOP_LENGTH
 from qa_jax.data import TrainBatch
-from qa_jax.model.flops import training_flops
+from qa_jax.model import declarations, flatten
+from qa_jax.model.flops import forward_parts, training_flops, what_moves
 from qa_jax.parallel import first_process
 from qa_jax.parallel.hardware import memory_in_use, peak_flops
 
@@ -35,8 +36,9 @@ class Report:
         self._since = time.perf_counter()
         self._steps = 0
         self._waited = 0.0
-        self._flops, self._slots, self._held = 0, 0, 0
+        self._flops, self._slots, self._held = 0.0, 0, 0
         self._run = run
+        self._moves = what_moves(flatten(run.trained), declarations(run.models.model))
         device = run.mesh.devices.flat[0]
         self._peak = peak_flops(device)
         self._device = device if device.process_index == jax.process_index() else None
@@ -73,7 +75,8 @@ class Report:
         if batch.signal is not None:
             clips, frames = batch.signal.shape[1], batch.signal.shape[2] // HOP_LENGTH
         config = self._run.model_config
-        self._flops += int(everywhere * training_flops(config, rows, tokens, clips, frames))
+        parts = forward_parts(config, rows, tokens, clips, frames)
+        self._flops += everywhere * training_flops(parts, self._moves)
         self._slots += batch.tokens.size
         self._held += int(np.count_nonzero(batch.segments))
 
@@ -97,13 +100,13 @@ class Report:
         if self._run.data.unusable:
             speeds["unusable_records"] = len(self._run.data.unusable)
         self._since, self._steps, self._waited = now, 0, 0.0
-        self._flops = self._slots = self._held = 0
+        self._flops, self._slots, self._held = 0.0, 0, 0
         self.losses.append(values["loss"])
         self.line(
             number,
             {
                 "loss": values["loss"],
-                "accuracy": values["accuracy"],
+                **{k: values[k] for k in ("accuracy", "reward_accuracy") if k in values},
                 "steps/s": speeds["steps_per_second"],
                 "audio s/s": speeds["audio_seconds_per_second"],
                 **{k: speeds[k] for k in ("mfu", "memory_gb") if k in speeds},

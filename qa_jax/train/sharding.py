@@ -7,21 +7,20 @@ import math
 from jax.sharding import Mesh
 
 from qa_jax import checkpoint
-from qa_jax.config import ModelConfig
 from qa_jax.errors import InputError
-from qa_jax.model import flatten
+from qa_jax.model import Qwen2Audio, flatten
 
 _LARGE = 2**24
 """Numbers above which a parameter may not lie whole on every device of a mesh that could cut it."""
 
 
-def refuse_replicated(config: ModelConfig, mesh: Mesh) -> None:
+def refuse_replicated(model: Qwen2Audio, mesh: Mesh) -> None:
     """Raises InputError naming large parameters that no axis of the mesh cuts."""
     if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
         return
     whole = [
         "/".join(path)
-        for path, x in flatten(checkpoint.abstract_params(config, mesh)).items()
+        for path, x in flatten(checkpoint.abstract_params(model, mesh)).items()
         if math.prod(x.shape) > _LARGE and x.sharding.is_fully_replicated
     ]
     if whole:
@@ -30,11 +29,11 @@ def refuse_replicated(config: ModelConfig, mesh: Mesh) -> None:
         )
 
 
-def sharding_report(config: ModelConfig, mesh: Mesh) -> list[str]:
+def sharding_report(model: Qwen2Audio, mesh: Mesh) -> list[str]:
     """A line for every parameter: shape, how it is cut, and bytes on each device."""
-    lines = [f"mesh {dict(mesh.shape)}, {mesh.size} device(s); float32 parameters"]
+    lines = [f"mesh {dict(mesh.shape)}, {mesh.size} device(s)"]
     total = held = 0
-    for path, x in flatten(checkpoint.abstract_params(config, mesh)).items():
+    for path, x in flatten(checkpoint.abstract_params(model, mesh)).items():
         share = math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
         total, held = total + math.prod(x.shape) * x.dtype.itemsize, held + share
         spec = ", ".join("-" if s is None else str(s) for s in x.sharding.spec)

@@ -11,22 +11,32 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from qa_jax.data.loader import TrainBatch
-from qa_jax.model import Params, Qwen2Audio, bind
-from qa_jax.train.objectives import Sums, next_token_loss
+from qa_jax.model import Params, join, split
+from qa_jax.train.objectives import Objective, Sums
 
 
 class TrainState(NamedTuple):
-    """Everything that a step changes."""
+    """Everything that a step changes, and with it the parameters that stay as they are.
+
+    Attributes:
+        step: how many are done.
+        params: all of the model's.
+        optimizer: its state, of the trained parameters.
+        average: their running mean, where one is kept.
+    """
 
     step: Any
     params: Params
     optimizer: Any
+    average: Params | None = None
 
 
 Metrics = dict[str, jax.Array]
+Step = Callable[..., tuple[TrainState, Metrics]]
+"""Of (state, batch) or (state, batch, parameters that stay)."""
 
 
-def jit_step(step: Callable[..., Any], state: TrainState) -> Callable[..., Any]:
+def jit_step(step: Step, state: TrainState) -> Callable[..., Any]:
     """The compiled step: the state is donated and comes back where it was.
 
     Left to itself the compiler may name the same places otherwise, and the second step would be
@@ -39,54 +49,65 @@ def jit_step(step: Callable[..., Any], state: TrainState) -> Callable[..., Any]:
 
 
 def make_step(
-    model: Qwen2Audio,
+    objective: Objective,
     optimizer: optax.GradientTransformation,
     trained: Params,
     learning_rate: optax.Schedule,
-    groups: int = 1,
-) -> Callable[[TrainState, TrainBatch], tuple[TrainState, Metrics]]:
-    """The step of a model and an optimizer, to be jitted with its state donated.
+    *,
+    average: float = 0.0,
+    seed: int | None = None,
+) -> Step:
+    """The step of an objective and an optimizer, to be jitted with its state donated.
 
     Args:
-        trained: a tree of bools; gradients are computed for no other parameter.
+        objective: of `qa_jax.train.objectives`.
+        optimizer: of the trained parameters.
+        trained: a tree of bools; the other parameters have no gradient, no optimizer and no update.
         learning_rate: only reported; the optimizer holds its own.
-        groups: see `qa_jax.model.qwen2_audio.place_audio`.
+        average: decay of the running mean, where the state has one.
+        seed: of dropout; None for none.
     """
-    bound = bind(model)
 
-    def loss(params: Params, batch: TrainBatch) -> tuple[jax.Array, Sums]:
-        params = jax.tree.map(
-            lambda p, moves: p if moves else jax.lax.stop_gradient(p), params, trained
-        )
-        sums = next_token_loss(bound(params), batch, groups)
-        return sums.loss, sums
+    def step(
+        state: TrainState, batch: TrainBatch, stay: Params | None = None
+    ) -> tuple[TrainState, Metrics]:
+        moving, still = split(state.params, trained)
 
-    gradients = jax.grad(loss, has_aux=True)
+        def loss(moving: Params, batch: TrainBatch, number: Any) -> tuple[jax.Array, Sums]:
+            key = None
+            if seed is not None:
+                key = jax.random.fold_in(jax.random.key(seed), state.step)
+                key = jax.random.fold_in(key, number)
+            sums = objective(join(still, moving), batch, still if stay is None else stay, key)
+            return sums.loss, sums
 
-    def step(state: TrainState, batch: TrainBatch) -> tuple[TrainState, Metrics]:
-        def add(total: Any, micro_batch: TrainBatch) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, gradients(state.params, micro_batch)), None
+        gradients = jax.grad(loss, has_aux=True)
+
+        def add(total: Any, micro: tuple[TrainBatch, Any]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, gradients(moving, *micro)), None
 
         first = jax.tree.map(lambda x: x[0], batch)
-        if batch.tokens.shape[0] == 1:
-            grads, sums = gradients(state.params, first)
+        count = batch.tokens.shape[0]
+        if count == 1:
+            grads, sums = gradients(moving, first, 0)
         else:
-            shapes = jax.eval_shape(gradients, state.params, first)
+            shapes = jax.eval_shape(gradients, moving, first, 0)
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-            (grads, sums), _ = jax.lax.scan(add, zeros, batch)
+            (grads, sums), _ = jax.lax.scan(add, zeros, (batch, jnp.arange(count)))
         # A batch in which nothing is to be learnt moves nothing, rather than dividing by zero.
         weight = jnp.maximum(sums.weight, jnp.finfo(sums.weight.dtype).tiny)
         grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
-        updates, opt_state = optimizer.update(grads, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
+        updates, opt_state = optimizer.update(grads, state.optimizer, moving)
+        moving = optax.apply_updates(moving, updates)
+        mean = state.average
+        if mean is not None:
+            mean = jax.tree.map(lambda m, p: average * m + (1 - average) * p, mean, moving)
         metrics = {
             "loss": sums.loss / weight,
-            "accuracy": sums.correct / jnp.maximum(sums.tokens, 1),
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": learning_rate(state.step),
-            "tokens": sums.tokens,
-            "audio_seconds": sums.audio_seconds,
+            **sums.named(),
         }
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return TrainState(state.step + 1, join(still, moving), opt_state, mean), metrics
 
     return step

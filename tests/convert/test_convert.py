@@ -16,12 +16,12 @@ from safetensors.numpy import load_file, save_file
 from qa_jax import checkpoint, hf
 from qa_jax.config import ModelConfig, from_hf, to_hf
 from qa_jax.errors import InputError
-from qa_jax.model import Params, flatten
+from qa_jax.model import Params, Qwen2Audio, flatten
 from tests.convert.files import FC1, digest, tied, write
 
 
 def one_device(config: ModelConfig) -> Params:
-    return jax.tree.map(lambda x: x.sharding, checkpoint.abstract_params(config))
+    return jax.tree.map(lambda x: x.sharding, checkpoint.abstract_params(Qwen2Audio(config)))
 
 
 @pytest.mark.parametrize("layout", ["old", "new"])

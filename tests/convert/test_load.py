@@ -65,11 +65,11 @@ def counted(*arguments):
 os.preadv = counted
 from qa_jax import checkpoint, hf
 from qa_jax.config import MeshConfig
-from qa_jax.model import flatten
+from qa_jax.model import Qwen2Audio, flatten
 from qa_jax.parallel import make_mesh
 config, source = hf.open_model(sys.argv[3])
 mesh = make_mesh(MeshConfig(1, -1, 2))
-places = jax.tree.map(lambda x: x.sharding, checkpoint.abstract_params(config, mesh))
+places = jax.tree.map(lambda x: x.sharding, checkpoint.abstract_params(Qwen2Audio(config), mesh))
 params = hf.load_params(source, config, places)
 assert mesh.devices.size == 8 and jax.process_count() == 2
 sums = {"/".join(p): [float(s.data.astype("float32").sum()) for s in x.addressable_shards]

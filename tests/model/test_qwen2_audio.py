@@ -16,8 +16,9 @@ from qa_jax.data import TrainBatch
 from qa_jax.generate import Sampling
 from qa_jax.generate.engine import Engine
 from qa_jax.generate.inputs import ModelInputs
-from qa_jax.model import Audio, Qwen2Audio, bind, count_parameters, declarations, initialize
+from qa_jax.model import Audio, Qwen2Audio, bind, count_parameters, declarations, initialize, split
 from qa_jax.model.qwen2_audio import place_audio
+from qa_jax.train.objectives import answers
 from qa_jax.train.optimizer import make_optimizer, schedule, trainable
 from qa_jax.train.step import TrainState, make_step
 
@@ -79,9 +80,10 @@ def test_full_size_training_step_traces() -> None:
     model = Qwen2Audio(config)
     params = jax.eval_shape(lambda: initialize(model, jax.random.key(0)))
     settings = OptimizerConfig(accumulate=2)
-    optimizer = make_optimizer(settings, 2, model)
+    optimizer, trained = make_optimizer(settings, 2, model), trainable(model, settings.freeze)
+    moving, _ = split(params, trained)
     state = TrainState(
-        jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer.init, params)
+        jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer.init, moving)
     )
     batch = TrainBatch(
         tokens=jax.ShapeDtypeStruct((2, 2, 512), jnp.int32),
@@ -90,8 +92,7 @@ def test_full_size_training_step_traces() -> None:
         signal=jax.ShapeDtypeStruct((2, 2, 1004 * 160), jnp.float32),
         frames=jax.ShapeDtypeStruct((2, 2), jnp.int32),
     )
-    trained = trainable(params, settings.freeze)
-    step = make_step(model, optimizer, trained, schedule(settings, 2))
+    step = make_step(answers(model), optimizer, trained, schedule(settings, 2))
     for _ in range(2):
         after, metrics = jax.eval_shape(step, state, batch)
         assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+from qa_jax import hf
+from qa_jax.config import from_hf
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -127,6 +131,19 @@ def as_torch(batch: dict[str, np.ndarray], dtype: Any) -> dict[str, Any]:
     # Positions as transformers' own generate gives them: counted over what is no padding.
     tensors["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
     return tensors
+
+
+def by_our_paths(model: Any, of: Callable[[Any], Any]) -> dict[tuple[str, ...], np.ndarray]:
+    """What `of` gives of each of a model's parameters, zeros for None, by our parameters' paths;
+    layers are stacked, other dimensions as in Hugging Face's."""
+    parameters = dict(model.named_parameters())
+    found: dict[tuple[str, ...], list[np.ndarray]] = {}
+    for name, tensor in hf.tensor_map(from_hf(model.config.to_dict())).items():
+        if not tensor.copy_of_tied:
+            x = of(parameters[hf.in_memory_name(name)])
+            x = np.zeros(tensor.hf_shape) if x is None else x.detach().numpy()
+            found.setdefault(tensor.path, []).append(tensor.to_ours(x))
+    return {path: np.stack(each) for path, each in found.items()}
 
 
 def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:

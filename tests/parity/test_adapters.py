@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import convert_weights
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qa_jax import checkpoint, load
+from qa_jax import checkpoint, hf, load
 from qa_jax.cli import main
+from qa_jax.config import LoraConfig
+from qa_jax.generate.inputs import prepare
+from qa_jax.model import Audio, Qwen2Audio, adapt, bind, flatten, join
 from tests.parity.conftest import as_torch, random_batch, random_reference, relative_error, save
 
 CASES: dict[str, dict[str, Any]] = {
@@ -80,6 +85,54 @@ def test_from_peft_and_back(case: str, tmp_path: Path) -> None:
     assert relative_error(logits(again, batch)[valid], expected[valid]) < 1e-5
 
 
+LAYERS = {
+    "decoder attention": (r"decoder/.*/(q_proj|v_proj)",),
+    "everything": ("decoder/", "encoder/", "projector"),
+}
+
+
+@pytest.mark.parametrize("case", LAYERS)
+def test_an_adapted_model_and_its_gradients(case: str, tmp_path: Path) -> None:
+    """Adapters beside the model, as they are trained: logits, and what moves each matrix."""
+    import torch
+
+    batch = random_batch(random_reference(1), 1)
+    base = save(random_reference(1), tmp_path / "base")
+    theirs = adapted(random_reference(1), **CASES[case])
+    theirs.save_pretrained(tmp_path / "peft")
+    valid = batch["attention_mask"].astype(bool)
+    out = theirs(**as_torch(batch, torch.float32)).logits
+    torch.logsumexp(out[torch.tensor(valid)], -1).sum().backward()
+    # Saved in place of the adapter itself, their gradients are read as it is.
+    for name, parameter in theirs.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.grad
+    theirs.save_pretrained(tmp_path / "gradients")
+
+    qa = load(base)
+    adapter = hf.read_peft(tmp_path / "peft", qa.config)
+    expected = flatten(hf.read_peft(tmp_path / "gradients", qa.config).params)
+    rank, scale = CASES[case]["r"], next(iter(adapter.scales.values()))
+    stabilized = bool(CASES[case].get("use_rslora"))
+    lora = LoraConfig(LAYERS[case], rank, 8.0, rank_stabilized=stabilized, base="float32")
+    assert lora.scale == pytest.approx(scale)
+    model = Qwen2Audio(qa.config)
+    assert set(adapt(model, lora)) == set(adapter.scales)
+    bound, inputs = bind(model), prepare(batch, qa.config, token_multiple=1)
+
+    def of(low: Any) -> tuple[Any, Any]:
+        m = bound(join(qa.params, low))
+        audio = Audio(inputs.signal, inputs.frames)
+        logits = m.logits(m(inputs.tokens, inputs.valid, audio)[0])
+        return jnp.sum(jax.nn.logsumexp(logits, axis=-1) * inputs.valid), logits
+
+    low = jax.tree.map(jnp.asarray, adapter.params)
+    (_, logits), gradients = jax.jit(jax.value_and_grad(of, has_aux=True))(low)
+    assert relative_error(np.asarray(logits)[valid], out.detach().numpy()[valid]) < 1e-5
+    for path, gradient in flatten(gradients).items():
+        assert relative_error(np.asarray(gradient), expected[path]) < 1e-5, path
+
+
 def test_what_is_no_plain_lora_is_refused(tmp_path: Path) -> None:
     base = save(random_reference(1), tmp_path / "base")
     dora = adapted(random_reference(1), target_modules=["q_proj"], r=2, use_dora=True)
@@ -101,8 +154,8 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
     convert_weights.adapter_to_jax(tmp_path / "peft", tmp_path / "ours", base)
     with pytest.raises(ValueError, match="a model of another shape"):
         load(other, adapter=tmp_path / "ours")
-    adapter, config, named = checkpoint.load_adapter(tmp_path / "ours")
-    assert named == str(base) and dataclasses.is_dataclass(config)
+    adapter, card = checkpoint.load_adapter(tmp_path / "ours")
+    assert card.base == str(base) and dataclasses.is_dataclass(card.model)
     assert all(scale == 4.0 for scale in adapter.scales.values())
     with pytest.raises(ValueError, match=r"neither adapter\.yaml"):
         load(base, adapter=tmp_path)

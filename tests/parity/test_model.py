@@ -13,13 +13,18 @@ import numpy as np
 import pytest
 
 import qa_jax
-from qa_jax import hf
-from qa_jax.config import from_hf
 from qa_jax.data import TrainBatch
 from qa_jax.generate.inputs import prepare
 from qa_jax.model import Qwen2Audio, bind, flatten
 from qa_jax.train.objectives import next_token_loss
-from tests.parity.conftest import as_torch, random_batch, random_reference, relative_error, save
+from tests.parity.conftest import (
+    as_torch,
+    by_our_paths,
+    random_batch,
+    random_reference,
+    relative_error,
+    save,
+)
 
 CONFIGS = range(20)
 
@@ -79,27 +84,13 @@ def reference_run(model: Any, batch: dict, dtype: Any) -> dict[str, Any]:
     target = torch.tensor(labels[:, 1:].reshape(-1))
     loss = torch.nn.functional.cross_entropy(logits, target, ignore_index=-100)
     loss.backward()
-    gradients = {}
-    parameters = dict(model.named_parameters())
-    for name, tensor in hf.tensor_map(from_hf(model.config.to_dict())).items():
-        if tensor.copy_of_tied:
-            continue
-        theirs = parameters[in_memory(name)].grad
-        grad = np.zeros(tensor.hf_shape) if theirs is None else theirs.numpy()
-        gradients.setdefault(tensor.path, []).append(tensor.to_ours(grad))
     return {
         "encoder": captured[0].detach().numpy(),
         "logits": out.logits.detach().numpy(),
         "loss": loss.item(),
         "theirs_loss": model(**tensors, labels=torch.tensor(labels)).loss.item(),
-        "gradients": {path: np.stack(g) for path, g in gradients.items()},
+        "gradients": by_our_paths(model, lambda p: p.grad),
     }
-
-
-def in_memory(name: str) -> str:
-    if name == "language_model.lm_head.weight":
-        return "lm_head.weight"
-    return "model." + name.replace("language_model.model.", "language_model.")
 
 
 def labels_of(batch: dict) -> np.ndarray:

@@ -19,6 +19,7 @@ from qa_jax.plan import find_target, make_plan, search
 from qa_jax.plan.collectives import transfers
 from qa_jax.plan.estimate import Shapes, batch_shapes, executed_flops, state_bytes
 from qa_jax.plan.plan import QUICK, lower_step
+from qa_jax.train.setup import make_models
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 needs_libtpu = pytest.mark.skipif(
@@ -147,10 +148,12 @@ def test_counted_operations_are_the_compilers() -> None:
     audio = dataclasses.replace(config.audio, encoder_layers=2)
     config = dataclasses.replace(config, text=text, audio=audio, audio_token_id=4000)
     shapes = Shapes(rows=2, tokens=256, clips=2, frames=504, accumulate=1)
-    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    compiled = lower_step(RunConfig(model=config), mesh, shapes).compile()
+    mesh, run = make_mesh(MeshConfig(), jax.devices()[:1]), RunConfig(model=config)
+    compiled = lower_step(run, mesh, shapes).compile()
     counted: Any = compiled.cost_analysis()
-    assert counted["flops"] == pytest.approx(executed_flops(config, shapes), rel=0.1)
+    assert counted["flops"] == pytest.approx(
+        executed_flops(run, make_models(config, run.lora), shapes), rel=0.1
+    )
 
 
 def test_counted_bytes_are_those_of_a_real_run() -> None:
@@ -160,6 +163,6 @@ def test_counted_bytes_are_those_of_a_real_run() -> None:
     run = RunConfig(model=config)
     shapes = Shapes(rows=8, tokens=64, clips=8, frames=104, accumulate=1)
     stats = lower_step(run, mesh, shapes).compile().memory_analysis()
-    held = state_bytes(config, run.optimizer, 8)
+    held = state_bytes(run, make_models(config, run.lora), 8)
     counted = held["parameters"] + held["optimizer"]
     assert stats.argument_size_in_bytes == pytest.approx(counted, rel=0.1)

@@ -33,6 +33,11 @@ def plain(hidden: jax.Array, kernel: jax.Array, targets: jax.Array, weights: jax
     return -jnp.sum(picked * weights), jnp.sum(right)
 
 
+def summed(hidden: jax.Array, kernel: jax.Array, targets: jax.Array, weights: jax.Array) -> tuple:
+    loss, likeliest = cross_entropy(hidden, kernel, targets, weights > 0)
+    return jnp.sum(loss * weights), jnp.sum(likeliest)
+
+
 def compare(got: tuple, expected: tuple) -> None:
     (loss, correct), gradients = got
     (plain_loss, plain_correct), plain_gradients = expected
@@ -53,7 +58,7 @@ def test_pieces_of_any_size_are_the_whole(
     monkeypatch.setattr(module, "_TOKENS", {"cpu": tokens})
     monkeypatch.setattr(module, "_LOGITS", logits)
     x = inputs()
-    both = (jax.jit(jax.value_and_grad(f, (0, 1), has_aux=True)) for f in (cross_entropy, plain))
+    both = (jax.jit(jax.value_and_grad(f, (0, 1), has_aux=True)) for f in (summed, plain))
     compare(*(f(*x) for f in both))
 
 
@@ -69,7 +74,7 @@ def test_devices_share_it(
     x = inputs()
     expected = jax.value_and_grad(plain, (0, 1), has_aux=True)(*x)
     with jax.set_mesh(make_mesh(MeshConfig(*sizes))):
-        compare(jax.jit(jax.value_and_grad(cross_entropy, (0, 1), has_aux=True))(*x), expected)
+        compare(jax.jit(jax.value_and_grad(summed, (0, 1), has_aux=True))(*x), expected)
 
 
 def test_tokens_without_loss_cost_nothing_and_a_frozen_kernel_no_gradient(
@@ -83,11 +88,11 @@ def test_tokens_without_loss_cost_nothing_and_a_frozen_kernel_no_gradient(
     assert most < T
     # What is not looked at may be anything.
     broken = hidden.at[jnp.arange(B)[:, None], order[:, most:]].set(jnp.nan)
-    loss, _ = cross_entropy(broken, kernel, targets, weights)
+    loss, _ = summed(broken, kernel, targets, weights)
     np.testing.assert_allclose(loss, plain(hidden, kernel, targets, weights)[0], rtol=1e-6)
 
     def products(moving: tuple[int, ...]) -> int:
-        grad = jax.jit(jax.grad(lambda *x: cross_entropy(*x)[0], moving))
+        grad = jax.jit(jax.grad(lambda *x: summed(*x)[0], moving))
         text = grad.lower(hidden, kernel, targets, weights).as_text()
         return text.count("stablehlo.dot_general")
 
@@ -97,8 +102,6 @@ def test_tokens_without_loss_cost_nothing_and_a_frozen_kernel_no_gradient(
 
 def test_bfloat16_is_summed_in_float32() -> None:
     hidden, kernel, targets, weights = inputs()
-    low = cross_entropy(hidden.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16), targets, weights)[
-        0
-    ]
+    low, _ = summed(hidden.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16), targets, weights)
     rounded = (x.astype(jnp.bfloat16).astype(jnp.float32) for x in (hidden, kernel))
     np.testing.assert_allclose(low, plain(*rounded, targets, weights)[0], rtol=1e-6)

@@ -18,9 +18,8 @@ from qa_jax.errors import InputError
 from qa_jax.model import flatten
 from qa_jax.train import train
 from qa_jax.train.metrics import read_metrics
-from qa_jax.train.optimizer import trainable
-from qa_jax.train.setup import initial_state, prepare
-from qa_jax.train.step import jit_step, make_step
+from qa_jax.train.setup import initial_state, make_run_step, prepare
+from qa_jax.train.step import jit_step
 
 
 @pytest.fixture
@@ -140,8 +139,8 @@ def test_frozen_parameters_do_not_move(settings: dict) -> None:
     for path, old in before.items():
         same = np.array_equal(old, after[path])
         assert same == (path[0] == "encoder" or path[1] == "embed_tokens"), path
-    with pytest.raises(InputError, match="matches no parameter"):
-        trainable({"a": {"b": 1}}, ("encoder",))
+    with pytest.raises(InputError, match="'encoders' matches nothing; did you mean encoder"):
+        prepare(config(settings, '--optimizer.freeze=["encoders"]'))
 
 
 def test_muon_turns_every_matrix_evenly(settings: dict) -> None:
@@ -151,7 +150,7 @@ def test_muon_turns_every_matrix_evenly(settings: dict) -> None:
     for name in ("adamw", "muon"):
         run = prepare(config(settings, f"--optimizer.name={name}", "--optimizer.weight_decay=0"))
         before = initial_state(run)
-        step = make_step(run.model, run.optimizer, run.trained, lambda _: 0.0)
+        step = make_run_step(run.config, run.models, run.optimizer, 1)
         # The first step's rate is 0, the second's half the peak.
         after = jax.jit(step)(jax.jit(step)(before, run.data.batch(0))[0], run.data.batch(1))[0]
         moved = jax.tree.map(lambda a, b: np.asarray(a - b), after.params, before.params)
@@ -227,9 +226,7 @@ def test_meshes_agree_with_one_device(
         run = prepare(config({**settings, "mesh": wanted}), devices)
         with jax.set_mesh(run.mesh):
             state, curve = initial_state(run), []
-            step = make_step(
-                run.model, run.optimizer, run.trained, run.learning_rate, run.data.groups
-            )
+            step = make_run_step(run.config, run.models, run.optimizer, run.data.groups)
             step = jit_step(step, state)
             batch = run.data.batch(0)  # one, so that each mesh compiles once
             for _ in range(5):
@@ -262,7 +259,7 @@ def test_no_recompilation_between_steps(settings: dict) -> None:
     run = prepare(config(settings))
     with jax.set_mesh(run.mesh):
         state = initial_state(run)
-        step = jit_step(make_step(run.model, run.optimizer, run.trained, run.learning_rate), state)
+        step = jit_step(make_run_step(run.config, run.models, run.optimizer, 1), state)
         for i in range(3 * run.data.steps_per_epoch):
             state, _ = step(state, run.data.batch(i))
     shapes = {

@@ -34,11 +34,17 @@ def adapter_to_jax(source: str | Path, dest: str | Path, base: str | Path | None
         checkpoint.save_adapter(partial, adapter, config, str(base))
 
 
-def adapter_to_hf(source: str | Path, dest: str | Path, base: str | Path | None = None) -> None:
-    """Converts an adapter of ours into PEFT's format."""
-    adapter, config, named = checkpoint.load_adapter(source)
+def adapter_to_hf(
+    source: str | Path,
+    dest: str | Path,
+    base: str | Path | None = None,
+    step: int | None = None,
+) -> None:
+    """Converts an adapter of ours into PEFT's format; `step` of its training, the latest by
+    default."""
+    adapter, card = checkpoint.load_adapter(source, step)
     with _beside(dest) as partial:
-        hf.write_peft(partial, adapter, config, str(base or named))
+        hf.write_peft(partial, adapter, card.model, str(base or card.base))
 
 
 def _config(base: str | Path) -> ModelConfig:

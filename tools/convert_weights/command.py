@@ -31,7 +31,9 @@ def run(arguments: argparse.Namespace) -> None:
         convert_weights.adapter_to_jax(arguments.source, arguments.dest, arguments.base)
         print(f"wrote {arguments.dest}, an adapter")
     elif arguments.job == "to-hf" and checkpoint.is_adapter(arguments.source):
-        convert_weights.adapter_to_hf(arguments.source, arguments.dest, arguments.base)
+        convert_weights.adapter_to_hf(
+            arguments.source, arguments.dest, arguments.base, arguments.step
+        )
         print(f"wrote {arguments.dest}, an adapter")
     else:
         with _bar("converting") as progress:

@@ -1,0 +1,249 @@
+"""Preference optimization against TRL's DPOTrainer: loss, rewards, gradients, step after step."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qa_jax import load
+from qa_jax.config import OptimizerConfig, PreferenceConfig, RunConfig, TrainConfig, valid_frames
+from qa_jax.data import TrainBatch, load_audio
+from qa_jax.model import bind, flatten, split
+from qa_jax.train.objectives import answer_log_probs
+from qa_jax.train.optimizer import make_optimizer, trainable
+from qa_jax.train.setup import make_models, make_objective, make_run_step
+from qa_jax.train.step import TrainState
+from tests.conftest import sound
+from tests.parity.conftest import by_our_paths, random_reference, save
+
+PAIRS, RATE, EPS = 2, 5e-3, 1e-4
+
+
+class Pairs(NamedTuple):
+    """One step's pairs: rows of better answers, then rows of worse ones."""
+
+    tokens: np.ndarray
+    mask: np.ndarray
+    answers: np.ndarray
+    waves: list[np.ndarray]
+
+
+def recordings() -> list[np.ndarray]:
+    """Real ones where they are at hand."""
+    assets = os.environ.get("QA_JAX_ASSETS")
+    names = ("ljspeech/LJ001-0002.flac", "ljspeech/LJ001-0004.flac")
+    if assets:
+        return [load_audio(Path(assets) / "audio" / name)[: 16_000 * 3] for name in names]
+    return [sound(1.9, 0), sound(2.7, 1)]
+
+
+def make_pairs(vocab: int, seed: int) -> Pairs:
+    """Two questions, the second about two clips, with answers of different lengths."""
+    rng = np.random.default_rng(seed)
+    some = recordings()
+    prompts, waves = [], []
+    for clips in range(1, PAIRS + 1):
+        prompt = rng.integers(0, 80, 3).tolist()
+        for _ in range(clips):
+            wave = some[rng.integers(2)][: int(rng.integers(8_000, 16_000))]
+            waves.append(wave)
+            count = ((valid_frames(wave.size) - 1) // 2 + 1) // 2
+            prompt += [80] * count + rng.integers(0, 80, 2).tolist()
+        prompts.append(prompt)
+    rows = [(p, rng.integers(81, vocab, rng.integers(3, 9)).tolist()) for p in prompts * 2]
+    width = max(len(p) + len(a) for p, a in rows)
+    tokens, mask = np.full((len(rows), width), 3), np.zeros((len(rows), width), np.int64)
+    answers = np.zeros_like(mask)
+    for i, (prompt, answer) in enumerate(rows):
+        n, end = len(prompt), len(prompt) + len(answer)
+        tokens[i, :end], mask[i, :end], answers[i, n:end] = prompt + answer, 1, 1
+    return Pairs(tokens, mask, answers, waves)
+
+
+def theirs(model: Any, directory: Path, data: list[Pairs], **settings: Any) -> dict[str, Any]:
+    """TRL's log of every step, and the gradients before it."""
+    import torch
+    from datasets import Dataset
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import (
+        PreTrainedTokenizerFast,
+        Qwen2AudioForConditionalGeneration,
+        Qwen2AudioProcessor,
+        TrainerCallback,
+        WhisperFeatureExtractor,
+    )
+    from trl import DPOConfig, DPOTrainer
+
+    words = {"<pad>": 3, "<|AUDIO|>": 80, "a": 0}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(words, unk_token="a")), pad_token="<pad>"
+    )
+    extractor = WhisperFeatureExtractor(feature_size=model.config.audio_config.num_mel_bins)
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        one = data[rows[0]["number"]]
+        heard = extractor(
+            one.waves, sampling_rate=16_000, return_attention_mask=True, return_tensors="pt"
+        )
+        return {
+            "input_ids": torch.tensor(one.tokens),
+            "attention_mask": torch.tensor(one.mask),
+            "completion_mask": torch.tensor(one.answers),
+            "input_features": heard["input_features"].repeat(2, 1, 1),
+            "feature_attention_mask": heard["attention_mask"].repeat(2, 1),
+        }
+
+    gradients: list[dict[tuple[str, ...], np.ndarray]] = []
+
+    class Keep(TrainerCallback):
+        def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+            kept = by_our_paths(model, lambda p: None if p.grad is None else p.grad.clone())
+            gradients.append(kept)
+
+    reference = Qwen2AudioForConditionalGeneration.from_pretrained(directory, dtype="float32")
+    adamw = torch.optim.AdamW(
+        model.parameters(), lr=RATE, betas=(0.9, 0.98), eps=EPS, weight_decay=0.0
+    )
+    trainer = DPOTrainer(
+        model,
+        reference.eval(),
+        DPOConfig(
+            str(directory / "trl"),
+            per_device_train_batch_size=1,
+            max_steps=len(data),
+            logging_steps=1,
+            max_grad_norm=0.0,
+            max_length=None,
+            gradient_checkpointing=False,
+            remove_unused_columns=False,
+            save_strategy="no",
+            report_to="none",
+            use_cpu=True,
+            bf16=False,
+            **settings,
+        ),
+        data_collator=collate,
+        # "images" keeps the trainer from tokenizing; what a row holds is made by `collate`.
+        train_dataset=Dataset.from_list([{"images": [], "number": i} for i in range(len(data))]),
+        processing_class=Qwen2AudioProcessor(extractor, tokenizer),
+        optimizers=(adamw, torch.optim.lr_scheduler.LambdaLR(adamw, lambda _: 1.0)),
+        callbacks=[Keep()],
+    )
+    trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(
+        trainer.train_dataset
+    )
+    trainer.train()
+    log = [row for row in trainer.state.log_history if "loss" in row]
+    return {"log": log, "gradients": gradients}
+
+
+def our_batch(one: Pairs) -> TrainBatch:
+    longest = max(w.size for w in one.waves)
+    signal = np.zeros((len(one.waves), -(-longest // 640) * 640 + 640), np.float32)
+    for row, wave in zip(signal, one.waves, strict=True):
+        row[: wave.size] = wave
+    frames = np.array([valid_frames(w.size) for w in one.waves], np.int32)
+    made = TrainBatch(
+        one.tokens.astype(np.int32),
+        one.mask.astype(np.int32),
+        one.answers.astype(np.float32),
+        signal,
+        frames,
+    )
+    return jax.tree.map(lambda x: x[None], made)
+
+
+def ours(
+    directory: Path, data: list[Pairs], preference: PreferenceConfig, gradients: bool
+) -> dict[str, Any]:
+    """Our log of every step, and on request the gradients before it."""
+    qa = load(directory)
+    config = RunConfig(
+        model=qa.config,
+        optimizer=OptimizerConfig(
+            peak_lr=RATE,
+            warmup_steps=0,
+            final_lr=1.0,
+            eps=EPS,
+            weight_decay=0.0,
+            clip_norm=0.0,
+            freeze=("encoder/embed_positions",),
+        ),
+        preference=preference,
+        train=TrainConfig(objective="preferences", init=str(directory)),
+    )
+    models = make_models(qa.config, config.lora)
+    optimizer = make_optimizer(config.optimizer, config.train.steps, models.model)
+    step = jax.jit(make_run_step(config, models, optimizer, 1))
+    objective = make_objective(config, models, 1)
+    moving, _ = split(qa.params, trainable(models.model, config.optimizer.freeze))
+    state = TrainState(jnp.zeros((), jnp.int32), qa.params, optimizer.init(moving))
+
+    def mean_loss(params: Any, batch: TrainBatch) -> jax.Array:
+        sums = objective(params, jax.tree.map(lambda x: x[0], batch), qa.params, None)
+        return sums.loss / sums.weight
+
+    gradient = jax.jit(jax.grad(mean_loss))
+    log, before = [], []
+    for one in data:
+        batch = our_batch(one)
+        if gradients:
+            before.append(flatten(gradient(state.params, batch)))
+        if preference.reference == "store":
+            rows = jax.tree.map(lambda x: x[0], batch)
+            found = jnp.sum(answer_log_probs(bind(models.base)(qa.params), rows, 1, 2)[0], axis=1)
+            batch = batch._replace(reference=found[None])
+        state, metrics = step(state, batch, qa.params)
+        log.append({k: float(v) for k, v in metrics.items()})
+    return {"log": log, "gradients": before}
+
+
+LOSSES: dict[str, tuple[dict[str, Any], PreferenceConfig]] = {
+    "sigmoid": ({}, PreferenceConfig()),
+    "sigmoid per token": (
+        {"loss_type": ["sigmoid_norm"], "beta": 0.5},
+        PreferenceConfig(per_token=True, beta=0.5),
+    ),
+    "hinge": ({"loss_type": ["hinge"]}, PreferenceConfig("hinge", reference="store")),
+    "ipo": ({"loss_type": ["ipo"]}, PreferenceConfig("ipo")),
+}
+
+
+@pytest.mark.parametrize("case", LOSSES)
+def test_steps_are_those_of_trl(case: str, tmp_path: Path) -> None:
+    pytest.importorskip("trl", reason="needs the [parity] extra")
+    model = random_reference(1)
+    base = save(model, tmp_path / "base")
+    steps = 4 if case == "sigmoid" else 2
+    data = [make_pairs(model.config.text_config.vocab_size, i) for i in range(steps)]
+    their_settings, our_settings = LOSSES[case]
+    expected = theirs(model, base, data, **their_settings)
+    # Where the second step's losses agree, so did the first one's gradients.
+    found = ours(base, data, our_settings, gradients=case == "sigmoid")
+    if case == "sigmoid":
+        assert found["log"][0]["loss"] == pytest.approx(math.log(2), rel=1e-6)
+    scale = max(abs(row["rewards/chosen"]) for row in expected["log"])
+    for mine, other in zip(found["log"], expected["log"], strict=True):
+        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        # In the first step policy and reference are one, and rounding decides.
+        if abs(other["rewards/margins"]) > 1e-4:
+            assert mine["reward_accuracy"] == pytest.approx(other["rewards/accuracies"])
+        for name in ("chosen", "rejected"):
+            reward = other[f"rewards/{name}"]
+            assert mine[f"reward_{name}"] == pytest.approx(reward, abs=1e-4 * scale)
+        assert mine["reward_margin"] == pytest.approx(other["rewards/margins"], abs=1e-4 * scale)
+    for mine, other in zip(found["gradients"], expected["gradients"], strict=False):
+        largest = max(np.abs(g).max() for g in other.values())
+        for path, gradient in mine.items():
+            if path != ("encoder", "embed_positions"):
+                theirs_here = other[path].reshape(gradient.shape)
+                error = np.abs(gradient - theirs_here).max()
+                assert error <= 1e-4 * max(np.abs(theirs_here).max(), 1e-3 * largest), path
