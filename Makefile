@@ -7,10 +7,14 @@ export JAX_PLATFORMS ?= cpu
 # Large pages for the buffers of each step: a quarter less time on Linux, nothing elsewhere.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test jobs lint parity bench clean
+.PHONY: demo stages test jobs lint parity bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/qa-jax demo --output runs/demo
+
+# The demo, where it has not been run, and then the report's third stage: preferences.
+stages: $(VENV)/.demo
+	$(BIN)/qa-jax demo --stages --output runs/demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not parity and not jobs"

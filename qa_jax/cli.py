@@ -83,7 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_sampling(chat)
     chat.set_defaults(run=_chat)
 
-    evaluate = commands.add_parser("evaluate", help="answer a manifest and score the answers")
+    evaluate = commands.add_parser(
+        "evaluate", help="answer a manifest and score the answers; of pairs, which is likelier"
+    )
     _add_model(evaluate)
     evaluate.add_argument("manifest")
     evaluate.add_argument("--output", help="predictions; MANIFEST.predictions.jsonl by default")
@@ -111,6 +113,9 @@ def _parser() -> argparse.ArgumentParser:
         if name == "to-hf":
             job.add_argument("--shard-size", default="5GB", help="largest file")
             job.add_argument("--step", type=int, help="of a training run; default: the latest")
+            job.add_argument(
+                "--merge", action="store_true", help="an adapter into its model, not on its own"
+            )
     verify = jobs.add_parser("verify", help="compare two directories of either kind, bit for bit")
     verify.add_argument("source")
     verify.add_argument("checkpoint")
@@ -146,6 +151,9 @@ def _parser() -> argparse.ArgumentParser:
         "--configs", default="configs", help="directory of demo_pretrain.yaml, demo.yaml"
     )
     demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument(
+        "--stages", action="store_true", help="and then to prefer better answers: all three stages"
+    )
     demo.set_defaults(run=_demo)
     return parser
 
@@ -280,10 +288,26 @@ def _chat(arguments: argparse.Namespace, _: list[str]) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace, _: list[str]) -> None:
-    from qa_jax.evaluate import evaluate
+    from qa_jax.data.manifest import holds_pairs
+    from qa_jax.evaluate import evaluate, evaluate_pairs
 
     output = arguments.output or str(Path(arguments.manifest).with_suffix(".predictions.jsonl"))
+    pairs = holds_pairs(arguments.manifest)
     qa = _load(arguments)
+    if pairs:
+        with _bar("scoring") as progress:
+            found = evaluate_pairs(
+                qa,
+                arguments.manifest,
+                batch_size=arguments.batch_size,
+                output=output,
+                progress=progress,
+            )
+        print(
+            f"{found.records} pairs  better answer likelier {found.preferred:.2%}  by the token "
+            f"{found.per_token:.2%}  log-probabilities in {output}"
+        )
+        return
     with _bar("answering") as progress:
         scores = evaluate(
             qa,
@@ -384,6 +408,11 @@ def _selftest(_: argparse.Namespace, __: list[str]) -> int:
 
 
 def _demo(arguments: argparse.Namespace, _: list[str]) -> None:
+    if arguments.stages:
+        from qa_jax.demo.stages import run_stages
+
+        run_stages(Path(arguments.output), Path(arguments.configs), arguments.seed)
+        return
     from qa_jax.demo.run import run
 
     run(Path(arguments.output), Path(arguments.configs), arguments.seed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from qa_jax import selftest
@@ -19,7 +21,9 @@ def test_it_passes_on_eight_devices(capsys: pytest.CaptureFixture) -> None:
 def test_it_fails_where_records_see_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """Packed rows as one text."""
     call = Qwen2Audio.__call__
-    monkeypatch.setattr(
-        Qwen2Audio, "__call__", lambda self, tokens, s, *rest: call(self, tokens, s > 0, *rest)
-    )
+
+    def as_one(self: Any, tokens: Any, segments: Any, *rest: Any, **named: Any) -> Any:
+        return call(self, tokens, segments > 0, *rest, **named)
+
+    monkeypatch.setattr(Qwen2Audio, "__call__", as_one)
     assert selftest._Small().packed() > 1e-3

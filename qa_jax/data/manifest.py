@@ -95,6 +95,11 @@ def _record(line: str, source: str, base: Path) -> Record:
     return Record(source, base, to_prompt(raw, source), raw)
 
 
+def holds_pairs(path: str | Path) -> bool:
+    """Whether a manifest's records are pairs, by its first."""
+    return read_manifest(path)[0].rejected is not None
+
+
 def is_pair(raw: Any) -> bool:
     """Whether a manifest's line holds two answers."""
     return isinstance(raw, Mapping) and bool({"chosen", "rejected", "rejected_response"} & set(raw))

@@ -2,11 +2,14 @@
 
 from qa_jax.evaluate.evaluate import Prediction, Scores, evaluate, score
 from qa_jax.evaluate.metrics import exact_match, normalize, word_error_rate
+from qa_jax.evaluate.pairs import PairScores, evaluate_pairs
 
 __all__ = [
+    "PairScores",
     "Prediction",
     "Scores",
     "evaluate",
+    "evaluate_pairs",
     "exact_match",
     "normalize",
     "score",

@@ -89,8 +89,7 @@ def what_moves(trained: dict[tuple[str, ...], bool], shapes: dict[Any, Any]) -> 
     for part in _PARTS:
         kernels = moving = 0
         for path, learnt in trained.items():
-            head = path[:2] == ("decoder", "lm_head") or path[:2] == ("decoder", "norm")
-            if (part == "head") != head if path[0] == "decoder" else path[0] != part:
+            if _part_of(path) != part:
                 continue
             before = before or learnt
             if path[-1] in ("kernel", "lm_head"):
@@ -101,6 +100,10 @@ def what_moves(trained: dict[tuple[str, ...], bool], shapes: dict[Any, Any]) -> 
             share = float(trained["decoder", "embed_tokens"])
         moves[part] = Moves(share, before)
     return moves
+
+
+def _part_of(path: tuple[str, ...]) -> str:
+    return "head" if path[:2] in (("decoder", "lm_head"), ("decoder", "norm")) else path[0]
 
 
 def training_flops(parts: dict[str, Part], moves: dict[str, Moves] | None = None) -> float:

@@ -25,7 +25,8 @@ class Chip(NamedTuple):
 
 _GIB = 2**30
 # By the start of jax.Device.device_kind; the first that fits counts. Sources, November 2026:
-# docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, tpu7x; NVIDIA's data sheets of A100, H100, H200.
+# docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, tpu7x; NVIDIA's data sheets of
+# A100, H100, H200, L4 and RTX 4090 (a link of these two is PCI Express).
 CHIPS = {
     "TPU v4": Chip(275e12, 32 * _GIB, 1228e9, 300e9),
     "TPU v5 lite": Chip(197e12, 16 * _GIB, 819e9, 200e9),
@@ -35,6 +36,8 @@ CHIPS = {
     "TPU7x": Chip(2307e12, 192 * _GIB, 7380e9, 1200e9),
     "NVIDIA A100": Chip(312e12, 80 * 10**9, 2039e9, 300e9),
     "NVIDIA H100": Chip(989e12, 80 * 10**9, 3350e9, 450e9),
+    "NVIDIA L4": Chip(121e12, 24 * 10**9, 300e9, 32e9),
+    "NVIDIA GeForce RTX 4090": Chip(165e12, 24 * 10**9, 1008e9, 32e9),
     "NVIDIA H200": Chip(989e12, 141 * 10**9, 4800e9, 450e9),
 }
 # These chips are two devices each.

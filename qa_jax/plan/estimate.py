@@ -172,19 +172,46 @@ def state_bytes(config: RunConfig, models: Models, shards: int) -> dict[str, int
     return held
 
 
-def kept_bytes(config: ModelConfig, shapes: Shapes, batch_shards: int) -> int:
-    """Activations of one device that wait for the backward pass: with `full`, each layer's input;
-    with `dots`, also what its matrix products give."""
+def _widths(config: ModelConfig) -> tuple[int, int]:
+    """Numbers a token, and an encoder position, that a layer's matrix products give."""
     text, audio = config.text, config.audio
-    width = 2 if config.dtype == "bfloat16" else 4
+    heads = (text.num_attention_heads + 2 * text.num_key_value_heads) * text.head_dim
+    of_text = heads + 2 * text.hidden_size + 2 * text.intermediate_size
+    return of_text, 5 * audio.d_model + audio.encoder_ffn_dim
+
+
+def _width(config: ModelConfig) -> int:
+    """Bytes of an activation."""
+    return 2 if config.dtype == "bfloat16" else 4
+
+
+def kept_bytes(config: RunConfig, models: Models, shapes: Shapes, batch_shards: int) -> int:
+    """Activations of one device that wait for the backward pass: with `full`, each layer's input;
+    with `dots`, also what its matrix products give. None where no gradient passes."""
+    model, moves = config.model, _moves(config, models)
+    text, audio = model.text, model.audio
     d_text, d_audio = text.hidden_size, audio.d_model
-    if config.remat != "full":
-        heads = (text.num_attention_heads + 2 * text.num_key_value_heads) * text.head_dim
-        d_text += heads + 2 * text.hidden_size + 2 * text.intermediate_size
-        d_audio += 5 * audio.d_model + audio.encoder_ffn_dim
+    if model.remat != "full":
+        of_text, of_audio = _widths(model)
+        d_text, d_audio = d_text + of_text, d_audio + of_audio
     kept = shapes.rows * shapes.tokens * text.num_hidden_layers * d_text
-    kept += shapes.clips * conv_length(shapes.frames) * audio.encoder_layers * d_audio
-    return round(kept * width / batch_shards)
+    kept *= moves["decoder"].passes
+    if moves["encoder"].passes:
+        kept += shapes.clips * conv_length(shapes.frames) * audio.encoder_layers * d_audio
+    return round(kept * _width(model) / batch_shards)
+
+
+def working_bytes(config: ModelConfig, shapes: Shapes, batch_shards: int) -> int:
+    """What one device holds for a moment: a layer's activations and their gradients, its weights
+    twice, a piece of the logits and of their gradient."""
+    of_text, of_audio = _widths(config)
+    layer = max(
+        shapes.rows * shapes.tokens * of_text,
+        shapes.clips * conv_length(shapes.frames) * of_audio,
+    )
+    text = config.text
+    weights = 2 * text.hidden_size * (2 * text.hidden_size + 3 * text.intermediate_size)
+    return round(2 * layer * _width(config) / batch_shards + weights * _width(config) + 2**29)
 
 
 def memory_seconds(plan: Plan, config: ModelConfig, chip: Chip) -> float:

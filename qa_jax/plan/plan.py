@@ -17,7 +17,7 @@ from qa_jax.checkpoint import abstract_params
 from qa_jax.config import HOP_LENGTH, RunConfig
 from qa_jax.data import TrainBatch
 from qa_jax.errors import InputError
-from qa_jax.model import count_parameters
+from qa_jax.model import Qwen2Audio, count_parameters
 from qa_jax.parallel import AXES, BATCH_AXES, batch_shards, make_mesh, mesh_sizes
 from qa_jax.plan.collectives import transfers
 from qa_jax.plan.estimate import (
@@ -30,6 +30,7 @@ from qa_jax.plan.estimate import (
     memory_seconds,
     model_flops,
     state_bytes,
+    working_bytes,
 )
 from qa_jax.plan.target import Target
 from qa_jax.train.optimizer import make_optimizer
@@ -127,16 +128,15 @@ def _counted(
             f"choose a multiple of {rows_cut}",
         )
     held = state_bytes(config, models, sizes["fsdp"] * sizes["tensor"])
-    held["activations"] = kept_bytes(config.model, shapes, rows_cut)
-    # One layer's gathered weights and the widest activations of a piece of work.
-    held["temporaries"] = 2**30
+    held["activations"] = kept_bytes(config, models, shapes, rows_cut)
+    held["temporaries"] = working_bytes(config.model, shapes, rows_cut)
     plan = Plan(
         topology=target.name,
         devices=target.size,
         mesh=sizes,
         shapes=shapes,
         remat=config.model.remat,
-        parameters=count_parameters(models.base),
+        parameters=count_parameters(Qwen2Audio(config.model)),
         fits=sum(held.values()) <= _MARGIN * target.chip.memory,
         compiled=False,
         bytes_per_chip=held,

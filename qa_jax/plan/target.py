@@ -11,7 +11,13 @@ from qa_jax.config import nearest
 from qa_jax.errors import InputError
 from qa_jax.parallel.hardware import CHIPS, Chip, chip_of
 
-_GPUS = {"a100": "NVIDIA A100", "h100": "NVIDIA H100", "h200": "NVIDIA H200"}
+_GPUS = {
+    "a100": "NVIDIA A100",
+    "h100": "NVIDIA H100",
+    "h200": "NVIDIA H200",
+    "l4": "NVIDIA L4",
+    "rtx4090": "NVIDIA GeForce RTX 4090",
+}
 _TPUS = ("v4", "v5e", "v5p", "v6e", "tpu7x")
 
 

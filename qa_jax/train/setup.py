@@ -250,8 +250,10 @@ def initial_params(run: Run) -> Params:
 def held_base(run: Run) -> Params:
     """The base of a run's adapters, as `lora.base` says."""
     loaded = jnp.float32 if run.config.lora.base == "float32" else jnp.bfloat16
-    params = weights.load_weights(run.config.train.init, run.mesh, loaded)[1]
-    return held_as_declared(run.models.base, params) if loaded == jnp.bfloat16 else params
+    # Handed over without a name here, so that each array is let go as soon as its like is made.
+    return held_as_declared(
+        run.models.base, weights.load_weights(run.config.train.init, run.mesh, loaded)[1]
+    )
 
 
 def abstract_adapter(run: Run) -> Params:

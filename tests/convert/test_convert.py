@@ -13,10 +13,19 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from qa_jax import checkpoint, hf
-from qa_jax.config import ModelConfig, from_hf, to_hf
+from qa_jax import checkpoint, hf, load
+from qa_jax.cli import main
+from qa_jax.config import LoraConfig, ModelConfig, from_hf, to_hf
 from qa_jax.errors import InputError
-from qa_jax.model import Params, Qwen2Audio, flatten
+from qa_jax.model import (
+    Adapter,
+    Params,
+    Qwen2Audio,
+    adapt,
+    flatten,
+    initialize,
+    is_adapter_path,
+)
 from tests.convert.files import FC1, digest, tied, write
 
 
@@ -146,3 +155,23 @@ def test_a_head_of_its_own_beats_the_tie(tiny: ModelConfig, tmp_path: Path) -> N
     with pytest.warns(UserWarning, match="the files hold its own"):
         config, _ = hf.open_model(tmp_path)
     assert not config.text.tie_word_embeddings
+
+
+def test_an_adapter_merged_into_its_model(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """`convert to-hf --merge`, a tensor at a time, is what `load` merges at once."""
+    config = checkpoint.read_config(tiny_checkpoint)
+    model = Qwen2Audio(config)
+    paths = adapt(model, LoraConfig(("decoder/", "encoder/.*proj", "projector"), rank=2))
+    low = initialize(model, jax.random.key(0), wanted=is_adapter_path)
+    low = jax.tree.map(lambda x: x + 0.1, low)
+    adapter = Adapter(low, dict.fromkeys(paths, 0.7))
+    checkpoint.save_adapter(tmp_path / "adapter", adapter, config, str(tiny_checkpoint))
+    command = ["convert", "to-hf", str(tmp_path / "adapter"), str(tmp_path / "hf")]
+    assert main([*command, "--merge"]) == 0
+    merged, expected = (load(tmp_path / name).params for name in ("hf", "adapter"))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), merged, expected
+    )
+    kernel = merged["decoder"]["layers"]["mlp"]["up_proj"]["kernel"]
+    before = load(tiny_checkpoint).params["decoder"]["layers"]["mlp"]["up_proj"]["kernel"]
+    assert np.abs(kernel - before).max() > 1e-3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from qa_jax import cli
 from qa_jax.config import MeshConfig, RunConfig, preset, run_config
 from qa_jax.errors import InputError
+from qa_jax.model import count_parameters, declarations
 from qa_jax.parallel import make_mesh
 from qa_jax.plan import find_target, make_plan, search
 from qa_jax.plan.collectives import transfers
@@ -131,6 +133,37 @@ def test_full_fine_tuning_fits_one_h200_and_the_bytes_add_up() -> None:
     assert sum(held.values()) < plan.hbm_bytes_per_chip
     more = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, freeze=()))
     assert not make_plan(more, find_target("h100:1")).fits
+
+
+@pytest.mark.parametrize(
+    ("target", "overrides", "width"),
+    [("h100:1", [], 2), ("l4:1", ["--lora.base=int8", "--data.buckets={3000: 1}"], 1)],
+)
+def test_adapters_fit_one_gpu(target: str, overrides: list[str], width: int) -> None:
+    config = run_config(CONFIGS / "lora_7b.yaml", overrides)
+    plan = make_plan(config, find_target(target))
+    assert plan.fits and plan.parameters == 8_397_094_912
+    models = make_models(config.model, config.lora)
+    low = count_parameters(models.model) - count_parameters(models.base)
+    held, sizes = plan.bytes_per_chip, {p: d.shape for p, d in declarations(models.base).items()}
+    adapted = 32 * 16 * (4 * (4096 + 4096) + 3 * (4096 + 11_008)) + 16 * (1280 + 4096)
+    assert low == adapted and held["optimizer"] == 2 * held["gradients"] == 8 * low
+    if width == 2:
+        assert held["parameters"] == 2 * plan.parameters + 4 * low
+    else:
+        kernels = sum(math.prod(s) for p, s in sizes.items() if (*p[:-1], "kernel_scale") in sizes)
+        assert held["parameters"] < 1.12 * kernels + 2 * (plan.parameters - kernels)
+    assert sum(held.values()) < plan.hbm_bytes_per_chip
+
+
+def test_preferences_hold_a_reference_or_its_log_probabilities() -> None:
+    config = run_config(CONFIGS / "dpo_7b.yaml")
+    stored = make_plan(config, find_target("h100:8"))
+    assert stored.fits and "reference" not in stored.bytes_per_chip and stored.shapes.rows == 32
+    preference = dataclasses.replace(config.preference, reference="keep")
+    kept = make_plan(dataclasses.replace(config, preference=preference), find_target("h100:8"))
+    assert kept.bytes_per_chip["reference"] == round(2 * kept.parameters / 8)
+    assert kept.flops_per_chip > 1.2 * stored.flops_per_chip
 
 
 def test_search_finds_the_fastest_that_fits() -> None:

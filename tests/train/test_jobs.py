@@ -24,7 +24,7 @@ from qa_jax.train import train
 from qa_jax.train.objectives import next_token_loss
 from qa_jax.train.setup import initial_params, prepare
 from tests.train.jobs import Job, close, same_bits
-from tests.train.test_train import config, losses, one_device_mesh
+from tests.train.runs import config, losses, one_device_mesh
 
 KILLS = int(os.environ.get("QA_JAX_KILLS", "1"))
 """Kills of each job: 1 in a usual run, 20 for the whole claim."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,51 +12,16 @@ import numpy as np
 import pytest
 
 from qa_jax import checkpoint
-from qa_jax.config import ModelConfig, RunConfig, parse, to_dict
+from qa_jax.config import RunConfig
 from qa_jax.errors import InputError
 from qa_jax.model import flatten
 from qa_jax.train import train
 from qa_jax.train.metrics import read_metrics
 from qa_jax.train.setup import initial_state, make_run_step, prepare
 from qa_jax.train.step import jit_step
+from tests.train.runs import config, losses, stopping_after
 
-
-@pytest.fixture
-def settings(tiny: ModelConfig, manifest: Path, tokenizer_dir: Path, tmp_path: Path) -> dict:
-    return {
-        "preset": "demo",
-        "model": to_dict(tiny),
-        "data": {
-            "train": str(manifest),
-            "tokenizer": str(tokenizer_dir),
-            "buckets": {204: 4},
-        },
-        "optimizer": {"peak_lr": 3e-3, "warmup_steps": 2},
-        "train": {"output": str(tmp_path / "run"), "steps": 8, "log_every": 1, "save_every": 3},
-        "mesh": {"data": 1, "fsdp": 1, "tensor": 1},
-    }
-
-
-def config(settings: dict, *overrides: str) -> RunConfig:
-    raw = json.loads(json.dumps(settings))
-    raw["data"]["buckets"] = {int(k): v for k, v in raw["data"]["buckets"].items()}
-    return parse(RunConfig, raw, "test", overrides)
-
-
-def one_device_mesh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`make_mesh` takes all devices; the tests' machine has eight."""
-    first = jax.devices()[:1]
-    monkeypatch.setattr(jax, "devices", lambda *_: first)
-
-
-@pytest.fixture(autouse=True)
-def _one_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "eight_devices" not in request.keywords:
-        one_device_mesh(monkeypatch)
-
-
-def losses(output: str | Path) -> list[float]:
-    return [row["loss"] for row in read_metrics(Path(output) / "metrics.jsonl")]
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def test_it_learns_and_leaves_a_checkpoint(settings: dict) -> None:
@@ -80,7 +44,7 @@ def test_resuming_changes_no_bit(settings: dict, tmp_path: Path, stop: int) -> N
     train(config(straight))
     full = config(settings)
     # The schedule looks at train.steps, so the first part is stopped rather than made shorter.
-    with _stopping_after(stop), pytest.raises(Exception, match="stopped at step"):
+    with stopping_after(stop), pytest.raises(Exception, match="stopped at step"):
         train(full)
     assert checkpoint.Checkpoints(full.train.output).latest() == stop
     train(full)
@@ -90,33 +54,6 @@ def test_resuming_changes_no_bit(settings: dict, tmp_path: Path, stop: int) -> N
         for d in (full.train.output, tmp_path / "straight")
     )
     jax.tree.map(np.testing.assert_array_equal, again, expected)
-
-
-class _stopping_after:
-    """Sends SIGINT to this process while the given step is being saved or reported."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def __enter__(self) -> None:
-        from qa_jax.train.loop import _Loop
-
-        self.original = _Loop._place
-        calls = 0
-
-        def place(loop: _Loop, batch: object) -> object:
-            nonlocal calls
-            calls += 1
-            if calls == self.step:
-                signal.raise_signal(signal.SIGINT)
-            return self.original(loop, batch)  # type: ignore[arg-type]
-
-        _Loop._place = place  # type: ignore[assignment, method-assign]
-
-    def __exit__(self, *_: object) -> None:
-        from qa_jax.train.loop import _Loop
-
-        _Loop._place = self.original  # type: ignore[method-assign]
 
 
 def test_accumulating_equals_the_full_batch(settings: dict) -> None:

@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> None:
     elif arguments.job == "to-jax" and hf.is_peft(arguments.source):
         convert_weights.adapter_to_jax(arguments.source, arguments.dest, arguments.base)
         print(f"wrote {arguments.dest}, an adapter")
-    elif arguments.job == "to-hf" and checkpoint.is_adapter(arguments.source):
+    elif arguments.job == "to-hf" and _adapter_alone(arguments):
         convert_weights.adapter_to_hf(
             arguments.source, arguments.dest, arguments.base, arguments.step
         )
@@ -51,6 +51,11 @@ def run(arguments: argparse.Namespace) -> None:
                     progress,
                 )
         print(f"wrote {arguments.dest}; checksum of all tensors {whole}")
+
+
+def _adapter_alone(arguments: argparse.Namespace) -> bool:
+    """Whether PEFT's format is asked for."""
+    return checkpoint.is_adapter(arguments.source) and not arguments.merge
 
 
 @contextmanager

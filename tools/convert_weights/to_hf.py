@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from convert_weights.shards import Entry, Shards, parse_size
-from convert_weights.weights import Ours
+from convert_weights.weights import Merged, Ours
 from convert_weights.work import (
     Checksum,
     Progress,
@@ -31,12 +31,13 @@ def to_hf(
     step: int | None = None,
     progress: Progress | None = None,
 ) -> str:
-    """Converts a qa_jax checkpoint into a Hugging Face directory in the released layout.
+    """Converts a qa_jax checkpoint, or an adapter of ours merged into its model, into a Hugging
+    Face directory in the released layout.
 
     A few tensors are held at a time; interrupted, the same call goes on where it stopped.
 
     Args:
-        source: the checkpoint.
+        source: the checkpoint or the adapter.
         dest: the new directory.
         shard_size: the largest file, for example "5GB"; a tensor is never split.
         dtype: "bfloat16" or "float32"; None keeps the stored types, bit for bit.
@@ -48,7 +49,7 @@ def to_hf(
     """
     limit = parse_size(shard_size)
     refuse_existing(dest)
-    weights = Ours(source, step)
+    weights = (Merged if checkpoint.is_adapter(source) else Ours)(source, step)
     types = {n: np.dtype(jax.numpy.dtype(dtype or weights.dtype(n))) for n in weights.tensors}
     entries = {n: Entry(t.hf_shape, types[n]) for n, t in weights.tensors.items()}
     # Checksums are of a conversion's own step; later ones are training's.

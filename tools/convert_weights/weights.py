@@ -8,9 +8,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from convert_weights.hub import local
 from qa_jax import checkpoint, hf, stored
 from qa_jax.config import ModelConfig
 from qa_jax.errors import InputError
+from qa_jax.model import delta, flatten
 
 
 class Weights(Protocol):
@@ -90,6 +92,39 @@ class Ours:
     def _layer(self, tensor: hf.Tensor) -> Any:
         array = self.arrays[tensor.path]
         return array if tensor.layer is None else array[tensor.layer]
+
+
+class Merged:
+    """The model that an adapter of ours names, with the adapter's change.
+
+    A change is computed for one tensor at a time, in float32, and rounded once.
+    """
+
+    def __init__(self, directory: str | Path, step: int | None = None) -> None:
+        self.directory = Path(directory)
+        self.step = checkpoint.find_step(directory, step)
+        self.adapter, card = checkpoint.load_adapter(directory, self.step)
+        base = local(card.base)
+        self.base: Weights = Merged(base) if checkpoint.is_adapter(base) else open_weights(base)
+        self.config: ModelConfig = self.base.config
+        self.tensors: dict[str, hf.Tensor] = self.base.tensors
+        self.low = flatten(self.adapter.params)
+
+    def dtype(self, name: str) -> np.dtype:
+        return self.base.dtype(name)
+
+    def read(self, tensor: hf.Tensor) -> Iterator[np.ndarray]:
+        layer = tensor.path[:-1]
+        if tensor.path[-1] != "kernel" or layer not in self.adapter.scales:
+            yield from self.base.read(tensor)
+            return
+        a, b = (self.low[(*layer, side)] for side in ("lora_a", "lora_b"))
+        if tensor.layer is not None:
+            a, b = a[tensor.layer], b[tensor.layer]
+        change = self.adapter.scales[layer] * np.asarray(delta(a, b, tensor.shape))
+        for (_, index), block in zip(tensor.blocks(), self.base.read(tensor), strict=True):
+            merged = block.astype(np.float32) + tensor.to_hf(change[index])
+            yield merged.astype(block.dtype)
 
 
 def open_weights(directory: str | Path) -> Weights:

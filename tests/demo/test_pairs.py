@@ -1,0 +1,52 @@
+"""The third stage's pairs: a better and a worse answer that differ in what is right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qa_jax.demo import corpus, pairs
+
+
+def test_pairs_of_a_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = corpus.plan("train", 0, 0.05)
+    rows = [corpus._row(c, question, answer) for c in clips for _, question, answer in c.records]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def answered(_: Any, manifest: Path, *, output: Path, **__: Any) -> None:
+        asked = manifest.read_text().splitlines()
+        said = [pairs.NO_QUESTION, *["three plus four"] * (len(asked) - 1)]
+        output.write_text("".join(json.dumps({"prediction": s}) + "\n" for s in said))
+
+    monkeypatch.setattr(pairs, "evaluate", answered)
+    path = pairs.make_pairs(None, tmp_path, "train", 0, 20)  # type: ignore[arg-type]
+    made = [json.loads(line) for line in path.read_text().splitlines()]
+    assert all(row["chosen"] != row["rejected"] for row in made)
+    silent = [row for row in made if row["chosen"] == pairs.NO_QUESTION]
+    # The one that was answered well already is left out.
+    assert len(silent) == 19 and {row["rejected"] for row in silent} == {"three plus four"}
+    by_path = {c.path: c for c in clips}
+    for row in made:
+        clip = by_path[row["messages"][0]["content"][0]["audio"]]
+        known = {answer for _, _, answer in clip.records}
+        assert row["chosen"] in known or row in silent
+        assert row["rejected"] not in known
+        if row in silent:
+            assert clip.text is None
+    assert len(made) == 19 + 3 * 20
+
+
+def test_wrong_answers_are_wrong() -> None:
+    rng = np.random.default_rng(0)
+    for answer in ("the opposite of hot is cold", "the cow says moo", "a man", "music", "no"):
+        worse = pairs._wrong_answer if " " in answer and "man" not in answer else pairs._wrong_label
+        assert all(worse(answer, rng) != answer for _ in range(50))
+    heard = [pairs._misheard("turn on the light", rng).split() for _ in range(20)]
+    differ = [
+        sum(a != b for a, b in zip(h, ["turn", "on", "the", "light"], strict=True)) for h in heard
+    ]
+    assert set(differ) == {1}

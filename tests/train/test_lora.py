@@ -1,0 +1,208 @@
+"""Adapters in training: little is trained, little is saved, and the base stays what it was."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import qa_jax
+from qa_jax import checkpoint
+from qa_jax.config import LoraConfig, MeshConfig, RunConfig, preset
+from qa_jax.errors import InputError
+from qa_jax.model import (
+    Adapter,
+    Qwen2Audio,
+    adapt,
+    bind,
+    flatten,
+    held_as_declared,
+    initialize,
+    is_adapter_path,
+    join,
+    merge,
+    nest,
+)
+from qa_jax.parallel import make_mesh
+from qa_jax.plan.estimate import Shapes, executed_flops
+from qa_jax.plan.plan import lower_step
+from qa_jax.train import train
+from qa_jax.train.setup import make_models
+from tests.conftest import sound
+from tests.train.runs import config, losses, stopping_after
+
+pytestmark = pytest.mark.usefixtures("one_device")
+DECODER = '--lora.layers=["decoder/.*_proj", "projector"]'
+
+
+def lora(settings: dict, init: Path, *more: str) -> RunConfig:
+    chosen = [DECODER, "--lora.rank=4", "--lora.base=float32", f"--train.init={init}"]
+    return config(settings, *chosen, *more)
+
+
+def test_it_learns_and_saves_adapters_alone(settings: dict, tiny_checkpoint: Path) -> None:
+    before = {p: p.read_bytes() for p in tiny_checkpoint.rglob("*") if p.is_file()}
+    output = Path(settings["train"]["output"])
+    train(lora(settings, tiny_checkpoint, "--train.steps=30", "--optimizer.peak_lr=2e-2"))
+    curve = losses(output)
+    # The random head, which stays, lets it learn so much and no more.
+    assert np.mean(curve[-4:]) < np.mean(curve[:4]) - 0.25
+    assert before == {p: p.read_bytes() for p in tiny_checkpoint.rglob("*") if p.is_file()}
+    adapter, card = checkpoint.load_adapter(output)
+    assert not checkpoint.is_checkpoint(output) and card.base == str(tiny_checkpoint.resolve())
+    saved = checkpoint.Checkpoints(output)
+    trees = saved.saved(saved.find())
+    saved.close()
+    shapes = [getattr(x, "shape", ()) for x in jax.tree.leaves(trees)]
+    rank_sized = [shape for shape in shapes if len(shape) > 1]
+    assert rank_sized and all(4 in shape for shape in rank_sized), "no state is the base's size"
+
+    # The directory answers by itself, as the base with the adapter does.
+    qa, plain = qa_jax.load(output), qa_jax.load(tiny_checkpoint)
+    assert qa.processor is not None
+    prompt = qa.processor("<|audio_bos|><|AUDIO|><|audio_eos|>what is", [(sound(0.6), 16_000)])
+    moved = qa.logits(prompt)
+    given = qa_jax.load(tiny_checkpoint, adapter=output).logits(prompt)
+    np.testing.assert_array_equal(moved, given)
+    assert np.abs(moved - plain.logits(prompt)).max() > 1e-2
+    # Beside the model or merged into it is the same.
+    model = Qwen2Audio(qa.config)
+    adapt(model, LoraConfig(("decoder/.*_proj", "projector"), 4, base="float32"))
+    ids = jnp.asarray(prompt["input_ids"])
+    beside = bind(model)(join(plain.params, adapter.params))
+    text = beside.logits(beside(ids, jnp.ones_like(ids))[0])
+    merged = bind(Qwen2Audio(qa.config))(merge(plain.params, adapter))
+    np.testing.assert_allclose(
+        text, merged.logits(merged(ids, jnp.ones_like(ids))[0]), atol=1e-5 * np.abs(text).max()
+    )
+
+
+def test_merging_and_taking_away(tiny_checkpoint: Path) -> None:
+    qa = qa_jax.load(tiny_checkpoint)
+    model = Qwen2Audio(qa.config)
+    paths = adapt(model, LoraConfig(("decoder/", "encoder/"), 3, base="float32"))
+    fresh = flatten(initialize(model, jax.random.key(0), wanted=is_adapter_path))
+    low = nest({p: x + 0.1 for p, x in fresh.items()})
+    adapter = Adapter(low, dict.fromkeys(paths, 0.5))
+    there = merge(qa.params, adapter)
+    back = flatten(merge(there, adapter, sign=-1.0))
+    for path, x in flatten(qa.params).items():
+        largest = max(np.abs(x).max(), np.abs(flatten(there)[path]).max())
+        assert np.abs(back[path] - x).max() <= 4 * np.finfo(np.float32).eps * largest, path
+
+
+@pytest.mark.parametrize("base", ["bfloat16", "int8"])
+def test_the_base_is_held_as_it_is_told(base: Any, settings: dict, tiny_checkpoint: Path) -> None:
+    """In fewer bits it answers nearly as before, and the adapters still learn."""
+    qa = qa_jax.load(tiny_checkpoint)
+    model = Qwen2Audio(qa.config)
+    adapt(model, LoraConfig(base=base), adapters=False)
+    held = held_as_declared(model, qa.params)
+    kernel = held["decoder"]["layers"]["mlp"]["up_proj"]["kernel"]
+    assert kernel.dtype == base and held["decoder"]["embed_tokens"].dtype == jnp.bfloat16
+    ids = jnp.arange(30).reshape(2, 15)
+    plain, other = bind(Qwen2Audio(qa.config))(qa.params), bind(model)(held)
+    expected = plain(ids, jnp.ones_like(ids))[0]
+    error = np.abs(other(ids, jnp.ones_like(ids))[0] - expected).max() / np.abs(expected).max()
+    assert 0 < error < 0.03
+    more = ("--train.steps=12", "--optimizer.peak_lr=3e-2", f"--lora.base={base}")
+    train(lora(settings, tiny_checkpoint, *more))
+    curve = losses(settings["train"]["output"])
+    assert np.mean(curve[-3:]) < np.mean(curve[:3])
+
+
+def test_resuming_with_dropout_and_an_average_changes_no_bit(
+    settings: dict, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    more = ("--lora.dropout=0.3", "--train.average=0.5", "--train.steps=5")
+    straight = lora(settings, tiny_checkpoint, *more, f"--train.output={tmp_path / 'straight'}")
+    train(straight)
+    stopped = lora(settings, tiny_checkpoint, *more)
+    with stopping_after(2), pytest.raises(Exception, match="stopped at step"):
+        train(stopped)
+    train(stopped)
+    assert losses(stopped.train.output) == losses(straight.train.output)
+    found, expected = (
+        checkpoint.load_adapter(run.train.output)[0].params for run in (stopped, straight)
+    )
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    without = lora(settings, tiny_checkpoint, *more, "--lora.dropout=0", "--train.steps=5")
+    with pytest.raises(InputError, match="holds a run of another model"):
+        train(dataclasses.replace(without, lora=dataclasses.replace(without.lora, rank=2)))
+
+
+def test_an_adapter_is_where_the_next_run_starts(
+    settings: dict, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    first = settings["train"]["output"]
+    train(lora(settings, tiny_checkpoint, "--train.steps=3"))
+    # A run of all parameters that does not move them has those of the merged model.
+    stay = ("--train.steps=1", "--optimizer.peak_lr=0", f"--train.output={tmp_path / 'full'}")
+    train(config(settings, f"--train.init={first}", *stay))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        qa_jax.load(tmp_path / "full").params,
+        qa_jax.load(first).params,
+    )
+    # And so has a second adapter on top of the first, before it has learnt anything.
+    train(lora(settings, Path(first), *stay[:2], f"--train.output={tmp_path / 'second'}"))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        qa_jax.load(tmp_path / "second").params,
+        qa_jax.load(first).params,
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ('--lora.layers=["decoder/embed_tokens"]', "'decoder/embed_tokens' matches nothing"),
+        ('--lora.layers=["("]', "is no regular expression"),
+        ("--train.init=", "adapters of a fresh model learn little; name its base"),
+        ("--train.average=1", "is not in"),
+    ],
+)
+def test_settings_that_cannot_be(
+    override: str, message: str, settings: dict, tiny_checkpoint: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        train(lora(settings, tiny_checkpoint, override))
+
+
+def test_freezing_and_adapters_skip_their_work() -> None:
+    """Operations and memory of the compiled step, layers unrolled so that the compiler counts
+    all: nothing is computed for what does not move."""
+    small = preset("bench")
+    model = dataclasses.replace(
+        small,
+        audio=dataclasses.replace(small.audio, encoder_layers=2),
+        text=dataclasses.replace(small.text, num_hidden_layers=2, vocab_size=4096),
+        audio_token_id=4000,
+        unroll=True,
+    )
+    full = RunConfig(model=model)
+    optimizer = dataclasses.replace(full.optimizer, freeze=("encoder",))
+    frozen = dataclasses.replace(full, optimizer=optimizer)
+    layers = LoraConfig(("decoder/.*_proj",), rank=4, base="float32")
+    adapted = dataclasses.replace(full, lora=layers)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    shapes = Shapes(rows=2, tokens=256, clips=2, frames=504, accumulate=1)
+    flops, temporary, arguments = {}, {}, {}
+    for name, run in {"full": full, "frozen": frozen, "adapted": adapted}.items():
+        compiled = lower_step(run, mesh, shapes).compile()
+        cost: Any = compiled.cost_analysis()
+        stats = compiled.memory_analysis()
+        flops[name], temporary[name] = cost["flops"], stats.temp_size_in_bytes
+        arguments[name] = stats.argument_size_in_bytes
+        # What is counted leaves out what is not computed, and the compiler's count agrees.
+        counted = executed_flops(run, make_models(model, run.lora), shapes)
+        assert flops[name] == pytest.approx(counted, rel=0.1), name
+    assert flops["adapted"] < 0.9 * flops["frozen"] < 0.75 * flops["full"]
+    assert temporary["adapted"] < temporary["frozen"] < temporary["full"]
+    # Two moments each for what moves, none for the rest.
+    assert arguments["adapted"] < 0.4 * arguments["full"]
