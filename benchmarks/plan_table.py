@@ -1,8 +1,9 @@
 """`qa-jax plan` of full fine-tuning on the topologies that people have, as docs/plan.md shows it.
 
-    python benchmarks/plan_table.py [--quick]
+    python benchmarks/plan_table.py [--quick] [RECIPE ...]
 
-Needs the [tpu] extra and no TPU; about five minutes a line, or two with --quick.
+Needs the [tpu] extra and no TPU; about five minutes a line, or two with --quick. The page is
+written where all recipes are asked for.
 """
 
 from __future__ import annotations
@@ -15,58 +16,63 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 from common import replace_section
 
-from qa_jax.config import run_config
+from qa_jax.config import RunConfig, run_config
 from qa_jax.plan import Plan, find_target, make_plan
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "plan.md"
-# Topology, rows on each of its devices, remat.
-LINES = [
-    ("v5e:4x4", 2, "full"),
-    ("v6e:2x4", 2, "full"),
-    ("v5p:2x2x1", 2, "full"),
-    ("v5e:16x16", 2, "full"),
-    ("v6e:16x16", 4, "full"),
-    ("v5p:4x4x4", 4, "full"),
-]
+HARDWARE = {
+    "v5e-16": "v5e:4x4",
+    "v6e-8": "v6e:2x4",
+    "v5p-8": "v5p:2x2x1",
+    "v5e-256": "v5e:16x16",
+    "v6e-256": "v6e:16x16",
+    "v5p-128": "v5p:4x4x4",
+    "v6e-4": "v6e:2x2",
+    "h200-1": "h200:1",
+    "h100-8": "h100:8",
+}
+"""Topology of each recipe in configs/hardware."""
 
 
-def row(plan: Plan) -> str:
+def recipe(rows: int) -> RunConfig:
+    """Full fine-tuning on rows of 2,048 packed tokens and 30 s clips, everything recomputed."""
+    overrides = ["--model.remat=full", f"--data.buckets={{3000: {rows}}}"]
+    return run_config(ROOT / "configs" / "hardware" / "v5e-16.yaml", overrides)
+
+
+def row(name: str, plan: Plan) -> str:
     gib = {name: size / 2**30 for name, size in plan.bytes_per_chip.items()}
     s, sent = plan.shapes, sum(plan.network_bytes_per_chip.values()) / 2**30
     state = gib["parameters"] + gib["optimizer"]
     return (
-        f"| {plan.topology} | {s.rows} x {s.tokens:,} | {s.clips} | {state:.1f} "
+        f"| {name} | {plan.topology} | {plan.remat} | {s.rows} x {s.tokens:,} "
+        f"| {s.clips} | {state:.1f} "
         f"| {sum(gib.values()):.1f} / {plan.hbm_bytes_per_chip / 2**30:.0f} | {sent:.0f} "
         + " ".join(f"| {plan.seconds[k]:.2f}" for k in ("compute", "memory", "network"))
-        + f" | {plan.bound} | {plan.mfu_bound:.0%} | {plan.compile_seconds:.0f} s |"
+        + f" | {plan.bound} | {plan.mfu_bound:.0%} | "
+        + (f"{plan.compile_seconds:.0f} s |" if plan.compiled else "counted |")
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    quick = parser.parse_args().quick
+    parser.add_argument("names", nargs="*", default=list(HARDWARE), help="recipes; default: all")
+    arguments = parser.parse_args()
     table = [
-        "| topology | rows x tokens | 30 s clips | state, GiB | in all, GiB | sent, GiB "
-        "| compute, s | memory, s | network, s | bound | MFU at most | compiled in |",
-        "|" + "---|" * 12,
+        "| recipe | topology | remat | rows x tokens | 30 s clips | state, GiB | in all, GiB "
+        "| sent, GiB | compute, s | memory, s | network, s | bound | MFU at most | compiled in |",
+        "|" + "---|" * 14,
     ]
-    for name, each, remat in LINES:
-        target = find_target(name)
-        config = run_config(
-            ROOT / "configs" / "sft_7b.yaml",
-            [
-                "--optimizer.freeze=[encoder/embed_positions]",
-                "--data.pack_tokens=2048",
-                f"--data.buckets={{3000: {each * target.size}}}",
-                f"--model.remat={remat}",
-            ],
-        )
-        plan = make_plan(config, target, quick=quick)
-        table.append(row(plan) if plan.fits else f"| {name} | does not fit: {plan.problem} |")
+    for name in arguments.names:
+        config = run_config(ROOT / "configs" / "hardware" / f"{name}.yaml")
+        plan = make_plan(config, find_target(HARDWARE[name]), quick=arguments.quick)
+        unfit = f"| {name} | {plan.topology} | does not fit: {plan.problem} |"
+        table.append(row(name, plan) if plan.fits else unfit)
         print(table[-1], flush=True)
-    replace_section("table", table, PAGE)
+    if arguments.names == list(HARDWARE):
+        replace_section("table", table, PAGE)
 
 
 if __name__ == "__main__":

@@ -59,6 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     _take_settings(plan)
     plan.add_argument("--topology", required=True, help="v5e:4x4, v5p:2x2x1, v6e:2x4, h200:1, ...")
+    plan.add_argument(
+        "--job", choices=("train", "prefill", "decode"), default="train", help="default: train"
+    )
     plan.add_argument("--slices", type=int, default=1, help="TPU slices of that shape")
     plan.add_argument("--bucket", type=int, help="of data.buckets; default: the longest clips")
     plan.add_argument(
@@ -235,7 +238,7 @@ def _plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
     import json
 
     from qa_jax.config import run_config
-    from qa_jax.plan import Plan, find_target, make_plan, search
+    from qa_jax.plan import Plan, find_target, make_generation_plan, make_plan, search
     from qa_jax.plan.report import describe
 
     config = run_config(arguments.config, overrides)
@@ -248,6 +251,10 @@ def _plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
         plan = search(config, target, tried, arguments.quick)
         if plan is None:
             raise InputError(target.name, "nothing that was tried fits", "take more devices")
+    elif arguments.job != "train":
+        plan = make_generation_plan(
+            config, target, arguments.job, arguments.bucket, arguments.quick
+        )
     else:
         plan = make_plan(config, target, arguments.bucket, arguments.quick)
     print(json.dumps(plan.to_dict()) if arguments.json else "\n".join(describe(plan)))

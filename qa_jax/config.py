@@ -112,6 +112,9 @@ class ModelConfig:
         dtype: the type that activations are computed in; parameters keep their own.
         remat: what the backward pass recomputes: ``none`` keeps every activation, ``full`` keeps
             only each layer's input, ``dots`` keeps the results of matrix products.
+        attention: by what it is computed: ``pieces``, our own; ``splash``, JAX's kernel for TPUs,
+            for whole rows in bfloat16 (elsewhere pieces); ``cudnn``, NVIDIA's for GPUs; ``auto``:
+            splash on TPUs, else pieces.
         unroll: compile the layers one by one instead of as a scanned loop: slower to compile,
             a little faster to run where there are few.
     """
@@ -122,6 +125,7 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = (151_645,)
     dtype: Dtype = "bfloat16"
     remat: Literal["none", "full", "dots"] = "none"
+    attention: Literal["auto", "pieces", "splash", "cudnn"] = "auto"
     unroll: bool = False
 
 
@@ -248,6 +252,8 @@ class OptimizerConfig:
         warmup_steps: steps of linear rise from 0.
         b1, b2, eps: AdamW's.
         first_moment: type that AdamW's first moment is kept in; bfloat16 saves 2 bytes a parameter.
+        gradients: type that gradients of matrices are summed and sent in; bfloat16 saves 2 bytes a
+            parameter and half of what the gradients' sum sends.
         weight_decay: of either; norms and biases are not decayed.
         clip_norm: largest global gradient norm; 0 for no clipping.
         accumulate: micro-batches that one step sums before it moves.
@@ -265,6 +271,7 @@ class OptimizerConfig:
     b2: float = 0.98
     eps: float = 1e-8
     first_moment: Literal["float32", "bfloat16"] = "float32"
+    gradients: Literal["float32", "bfloat16"] = "float32"
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     accumulate: int = 1

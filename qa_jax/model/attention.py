@@ -1,6 +1,7 @@
 """Attention: queries over keys, a piece at a time, so that all scores at once are never kept.
 
-The backward pass computes a piece's scores again from each query's log-sum-exp (Dao et al. 2022,
+Written here for all platforms; `qa_jax.model.kernels` has others' kernels for some. The backward
+pass computes a piece's scores again from each query's log-sum-exp (Dao et al. 2022,
 "FlashAttention"); its blocks of keys are not needed, for a row of scores fits where it is used.
 """
 
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from qa_jax.model.kernels import cudnn, splash, suits_splash
 from qa_jax.model.layers import precision, wide
 from qa_jax.parallel import current_platform, per_device
 
@@ -36,7 +38,12 @@ class Visible(NamedTuple):
 
 
 def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, visible: Visible, heads: str = "act_heads"
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    visible: Visible,
+    heads: str = "act_heads",
+    by: str = "auto",
 ) -> jax.Array:
     """Softmax(q k^T) v, the softmax in float32; queries come already scaled.
 
@@ -46,19 +53,29 @@ def attend(
         v: (B, S, K, H) values.
         visible: a query that may see nothing gets a finite average, which nothing may use.
         heads: logical axis of the heads; every device attends with its own rows and heads.
+        by: `ModelConfig.attention`.
 
     Returns:
         (B, T, N, H).
     """
-
-    limit = _PIECE[current_platform()]
+    platform = current_platform()
+    if by == "auto":
+        by = "splash" if platform == "tpu" else "pieces"
+    if by == "splash" and not suits_splash(q, k, visible):
+        by = "pieces"
 
     def local(*arrays: jax.Array) -> jax.Array:
         q, k, v, queries, keys = arrays
-        return _in_pieces(q, k, v, Visible(queries, keys, visible.causal), limit)
+        seen = Visible(queries, keys, visible.causal)
+        if by == "splash":
+            return splash(q, k, v, seen, interpret=platform != "tpu")
+        if by == "cudnn":
+            return cudnn(q, k, v, seen)
+        return _in_pieces(q, k, v, seen, _PIECE[platform])
 
     wide_axes, row_axes = ("batch", "time", heads, None), ("batch", "time")
-    run = per_device(local, [wide_axes] * 3 + [row_axes] * 2, wide_axes)
+    inputs = [wide_axes] * 3 + [row_axes] * 2
+    run = per_device(local, inputs, wide_axes, checked=by != "splash")
     return run(q, k, v, visible.queries, visible.keys)
 
 

@@ -64,7 +64,8 @@ class MLP(Module):
 class DecoderLayer(Module):
     """Pre-norm transformer layer."""
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, attention: str) -> None:
+        self.attention = attention
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = DecoderAttention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -90,7 +91,7 @@ class DecoderLayer(Module):
                     jax.lax.dynamic_update_slice(cache.v, v[None], at),
                 )
                 k, v = cache.k[index], cache.v[index]
-            x = x + self.self_attn.o_proj(attend(q, k, v, visible))
+            x = x + self.self_attn.o_proj(attend(q, k, v, visible, by=self.attention))
         with jax.named_scope("mlp"):
             x = x + self.mlp(self.post_attention_layernorm(x))
         return constrain(x, "batch", "time", "act_embed"), cache
@@ -99,11 +100,11 @@ class DecoderLayer(Module):
 class TextDecoder(Module):
     """Embedding, layers, final norm, and the head that turns hidden states into logits."""
 
-    def __init__(self, config: TextConfig, **loop: Any) -> None:
+    def __init__(self, config: TextConfig, attention: str = "auto", **loop: Any) -> None:
         vocab, d = config.vocab_size, config.hidden_size
         self.loop = loop  # remat and unroll, for `scan`
         self.embed_tokens = declare((vocab, d), ("vocab", "embed"), fan_in_normal(d))
-        self.layers = stack(DecoderLayer(config), config.num_hidden_layers)
+        self.layers = stack(DecoderLayer(config, attention), config.num_hidden_layers)
         self.norm = RMSNorm(d, config.rms_norm_eps)
         tied = config.tie_word_embeddings
         self.lm_head = None if tied else declare((d, vocab), ("embed", "vocab"), normal)

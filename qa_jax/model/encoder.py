@@ -25,7 +25,8 @@ def _position_table(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.A
 class EncoderAttention(Module):
     """Self-attention without positions; the key projection has no bias."""
 
-    def __init__(self, config: AudioConfig) -> None:
+    def __init__(self, config: AudioConfig, attention: str) -> None:
+        self.attention = attention
         d, heads = {"embed": config.d_model}, config.encoder_attention_heads
         split = {"audio_heads": heads, "head_dim": config.head_dim}
         self.q_proj = Linear(d, split, bias=True)
@@ -37,16 +38,16 @@ class EncoderAttention(Module):
         q = self.q_proj(x)
         q = q * q.shape[-1] ** -0.5
         k, v = self.k_proj(x), self.v_proj(x)
-        return self.out_proj(attend(q, k, v, visible, heads="act_audio_heads"))
+        return self.out_proj(attend(q, k, v, visible, "act_audio_heads", self.attention))
 
 
 class EncoderLayer(Module):
     """Pre-norm transformer layer with an exact GELU."""
 
-    def __init__(self, config: AudioConfig) -> None:
+    def __init__(self, config: AudioConfig, attention: str) -> None:
         d, mlp = {"embed": config.d_model}, {"mlp": config.encoder_ffn_dim}
         self.self_attn_layer_norm = LayerNorm(config.d_model)
-        self.self_attn = EncoderAttention(config)
+        self.self_attn = EncoderAttention(config, attention)
         self.final_layer_norm = LayerNorm(config.d_model)
         self.fc1 = Linear(d, mlp, bias=True)
         self.fc2 = Linear(mlp, d, bias=True)
@@ -61,7 +62,7 @@ class EncoderLayer(Module):
 class AudioEncoder(Module):
     """Two convolutions, a position table, pre-norm layers, pooling by 2, a final norm."""
 
-    def __init__(self, config: AudioConfig, **loop: Any) -> None:
+    def __init__(self, config: AudioConfig, attention: str = "auto", **loop: Any) -> None:
         d = config.d_model
         self.loop = loop  # remat and unroll, for `scan`
         self.conv1 = Conv(config.num_mel_bins, d, stride=1)
@@ -69,7 +70,7 @@ class AudioEncoder(Module):
         self.embed_positions = declare(
             (config.max_source_positions, d), ("time", "embed"), _position_table
         )
-        self.layers = stack(EncoderLayer(config), config.encoder_layers)
+        self.layers = stack(EncoderLayer(config, attention), config.encoder_layers)
         self.layer_norm = LayerNorm(d)
 
     def __call__(self, log_mel: jax.Array, frames: jax.Array) -> jax.Array:

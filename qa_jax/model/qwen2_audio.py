@@ -95,14 +95,14 @@ class Qwen2Audio(Module):
         self.audio_token_id = config.audio_token_id
         self.log_mel = LogMel(config.audio.num_mel_bins)
         loop: dict[str, Any] = {"remat": config.remat, "unroll": config.unroll}
-        self.encoder = AudioEncoder(config.audio, **loop)
+        self.encoder = AudioEncoder(config.audio, config.attention, **loop)
         self.projector = Linear(
             {"embed": config.audio.d_model},
             {"norm": config.text.hidden_size},
             bias=True,
             init=fan_in_normal(config.audio.d_model),
         )
-        self.decoder = TextDecoder(config.text, **loop)
+        self.decoder = TextDecoder(config.text, config.attention, **loop)
 
     def encode_audio(self, audio: Audio) -> jax.Array:
         """Clips -> (A, F / 4, D) embeddings in the decoder's space."""

@@ -139,13 +139,17 @@ def per_device(
     function: Callable[..., jax.Array],
     inputs: Sequence[Sequence[str | None]],
     output: Sequence[str | None],
+    checked: bool = True,
 ) -> Callable[..., jax.Array]:
     """The function run by every device of the current mesh on its own part of the inputs.
 
     Args:
-        function: of arrays, one to each entry of `inputs`.
+        function: of arrays, one to each entry of `inputs`; what it returns has the first one's
+            shape.
         inputs: logical axes of each argument.
         output: logical axes of what it returns.
+        checked: let JAX follow what is the same on several devices, which spares a sum over them in
+            the backward pass; kernels of Pallas do not tell it.
     """
     shape = mesh_shape()
     if math.prod(shape.values()) == 1:
@@ -156,9 +160,9 @@ def per_device(
             partition_spec(axes, x.shape, shape, "activation")
             for axes, x in zip(inputs, arrays, strict=True)
         )
-        result = jax.eval_shape(function, *arrays)
-        out = partition_spec(output, result.shape, shape, "activation")
-        return jax.shard_map(function, in_specs=specs, out_specs=out)(*arrays)
+        out = partition_spec(output, arrays[0].shape, shape, "activation")
+        run = jax.shard_map(function, in_specs=specs, out_specs=out, check_vma=checked)
+        return run(*arrays)
 
     return run
 

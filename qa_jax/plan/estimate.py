@@ -161,7 +161,7 @@ def state_bytes(config: RunConfig, models: Models, shards: int) -> dict[str, int
     held = {
         "parameters": round(sum(map(size, declared.values())) / shards),
         "optimizer": round((first + 4) * learnt),
-        "gradients": round(4 * learnt),
+        "gradients": round((2 if config.optimizer.gradients == "bfloat16" else 4) * learnt),
     }
     if config.train.average:
         held["average"] = round(4 * learnt)

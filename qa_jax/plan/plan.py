@@ -98,17 +98,23 @@ def make_plan(
     if mesh is None:
         return plan
     started = time.perf_counter()
+    compiled, problem = compiled_or_problem(lower_step(config, mesh, plan.shapes), quick)
+    plan.compiled, plan.compile_seconds = True, time.perf_counter() - started
+    if compiled is None:
+        plan.fits, plan.problem = False, problem
+    else:
+        _read_off(plan, compiled, config, target)
+    return plan
+
+
+def compiled_or_problem(lowered: Any, quick: bool) -> tuple[Any, str]:
+    """The compiled program; or None, and how much memory it would have needed."""
     try:
-        compiled = lower_step(config, mesh, plan.shapes).compile(QUICK if quick else None)
+        return lowered.compile(QUICK if quick else None), ""
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        plan.fits, plan.problem = False, _out_of_memory(str(error))
-        plan.compiled, plan.compile_seconds = True, time.perf_counter() - started
-        return plan
-    plan.compile_seconds = time.perf_counter() - started
-    _read_off(plan, compiled, config, target)
-    return plan
+        return None, _out_of_memory(str(error))
 
 
 def _counted(
@@ -166,7 +172,7 @@ def _read_off(plan: Plan, compiled: Any, config: RunConfig, target: Target) -> N
         rest -= held[name]
     held["temporaries"] = rest
     held["outputs"] = stats.output_size_in_bytes - stats.alias_size_in_bytes
-    plan.bytes_per_chip, plan.compiled, plan.fits, plan.problem = held, True, True, ""
+    plan.bytes_per_chip, plan.fits, plan.problem = held, True, ""
     sent: Counter[str] = Counter()
     for transfer in transfers(compiled.as_text()):
         sent[transfer.kind] += round(transfer.sent)

@@ -85,6 +85,7 @@ def make_run_step(
         schedule(config.optimizer, config.train.steps),
         average=config.train.average,
         seed=config.train.seed if models.dropping is not None else None,
+        narrow=config.optimizer.gradients == "bfloat16",
     )
 
 
@@ -162,7 +163,8 @@ def _model_config(config: RunConfig, tokenizer: Tokenizer) -> ModelConfig:
     vocabulary."""
     if config.train.init:
         found = weights.read_config(config.train.init)
-        return dataclasses.replace(found, dtype=config.model.dtype, remat=config.model.remat)
+        how = config.model
+        return dataclasses.replace(found, dtype=how.dtype, remat=how.remat, attention=how.attention)
     vocab = -(-tokenizer.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
     return dataclasses.replace(
         config.model,
@@ -177,6 +179,10 @@ def _check_settings(config: RunConfig) -> None:
     if config.lora.layers and not config.train.init:
         raise InputError(
             "lora.layers", "adapters of a fresh model learn little", "name its base with train.init"
+        )
+    if config.optimizer.gradients == "bfloat16" and config.model.dtype != "bfloat16":
+        raise InputError(
+            "optimizer.gradients", "bfloat16 is for models computed in it", "set model.dtype"
         )
     if not 0 <= config.train.average < 1:
         raise InputError("train.average", f"{config.train.average} is not in [0, 1)")

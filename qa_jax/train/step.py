@@ -11,7 +11,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from qa_jax.data.loader import TrainBatch
-from qa_jax.model import Params, join, split
+from qa_jax.model import Params, flatten, join, nest, split
 from qa_jax.train.objectives import Objective, Sums
 
 
@@ -56,6 +56,7 @@ def make_step(
     *,
     average: float = 0.0,
     seed: int | None = None,
+    narrow: bool = False,
 ) -> Step:
     """The step of an objective and an optimizer, to be jitted with its state donated.
 
@@ -66,12 +67,16 @@ def make_step(
         learning_rate: only reported; the optimizer holds its own.
         average: decay of the running mean, where the state has one.
         seed: of dropout; None for none.
+        narrow: sum and send gradients of matrices in bfloat16.
     """
 
     def step(
         state: TrainState, batch: TrainBatch, stay: Params | None = None
     ) -> tuple[TrainState, Metrics]:
         moving, still = split(state.params, trained)
+        # A layer casts its matrix to the activations' type anyway. Cast before the gradient is
+        # taken, it has the gradient of that type; norms and biases are used in float32.
+        used = _narrowed(moving) if narrow else moving
 
         def loss(moving: Params, batch: TrainBatch, number: Any) -> tuple[jax.Array, Sums]:
             key = None
@@ -84,19 +89,19 @@ def make_step(
         gradients = jax.grad(loss, has_aux=True)
 
         def add(total: Any, micro: tuple[TrainBatch, Any]) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, gradients(moving, *micro)), None
+            return jax.tree.map(jnp.add, total, gradients(used, *micro)), None
 
         first = jax.tree.map(lambda x: x[0], batch)
         count = batch.tokens.shape[0]
         if count == 1:
-            grads, sums = gradients(moving, first, 0)
+            grads, sums = gradients(used, first, 0)
         else:
-            shapes = jax.eval_shape(gradients, moving, first, 0)
+            shapes = jax.eval_shape(gradients, used, first, 0)
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
             (grads, sums), _ = jax.lax.scan(add, zeros, (batch, jnp.arange(count)))
         # A batch in which nothing is to be learnt moves nothing, rather than dividing by zero.
         weight = jnp.maximum(sums.weight, jnp.finfo(sums.weight.dtype).tiny)
-        grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
+        grads = jax.tree.map(lambda g, p: g.astype(p.dtype) / weight.astype(p.dtype), grads, moving)
         updates, opt_state = optimizer.update(grads, state.optimizer, moving)
         moving = optax.apply_updates(moving, updates)
         mean = state.average
@@ -111,3 +116,13 @@ def make_step(
         return TrainState(state.step + 1, join(still, moving), opt_state, mean), metrics
 
     return step
+
+
+def _narrowed(params: Params) -> Params:
+    matrices = ("kernel", "embed_tokens", "lm_head")
+    return nest(
+        {
+            path: x.astype(jnp.bfloat16) if path[-1] in matrices else x
+            for path, x in flatten(params).items()
+        }
+    )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qa_jax.config import MeshConfig
-from qa_jax.model import Visible, attention
+from qa_jax.model import Visible, attention, kernels
 from qa_jax.parallel import make_mesh
 
 B, T, N, K, H = 4, 13, 4, 2, 8
@@ -71,3 +71,46 @@ def test_every_device_attends_for_itself(monkeypatch: pytest.MonkeyPatch, limit:
             np.testing.assert_allclose(a, b, atol=2e-6 * np.abs(b).max())
         text = jax.jit(lambda: attention.attend(q, k, v, visible)).lower().compile().as_text()
     assert "all-gather" not in text and "all-reduce" not in text
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_tpus_kernel_is_the_formula(causal: bool) -> None:
+    """Interpreted: what it computes, with grouped heads, segments, padding and rows that are no
+    whole blocks."""
+    rng = np.random.default_rng(1)
+    t = 200
+    q, k, v = (jnp.asarray(rng.standard_normal((2, t, n, H)), jnp.float32) for n in (N, K, K))
+    segments = np.ones((2, t), np.int32)
+    segments[0, 70:] = 2
+    segments[1, 150:] = 0
+    visible = Visible(jnp.asarray(segments), jnp.asarray(segments), causal)
+
+    def by_kernel(q: jax.Array, k: jax.Array, v: jax.Array, visible: Visible) -> jax.Array:
+        return kernels.splash(q, k, v, visible, interpret=True)
+
+    def whole(q: jax.Array, k: jax.Array, v: jax.Array, visible: Visible) -> jax.Array:
+        return attention._in_pieces(q, k, v, visible, 2**24)
+
+    got = jax.jit(lambda *x: gradients(by_kernel, *x, visible))(q, k, v)
+    expected = jax.jit(lambda *x: gradients(whole, *x, visible))(q, k, v)
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+
+
+def test_where_the_tpus_kernel_is_taken() -> None:
+    """Every device on its own rows and heads, in bfloat16; short rows and float32 are left to the
+    pieces."""
+    rng = np.random.default_rng(2)
+    x = [jnp.asarray(rng.standard_normal((2, 128, 2, 8)), jnp.bfloat16) for _ in range(3)]
+    visible = Visible(*[jnp.ones((2, 128), jnp.int32)] * 2, causal=True)
+
+    def program(*arrays: jax.Array, by: str = "splash") -> str:
+        run = jax.jit(lambda *a: attention.attend(*a, visible, by=by))
+        return run.lower(*arrays).as_text()
+
+    assert "splash" in program(*x) and "splash" not in program(*x, by="pieces")
+    assert "splash" not in program(*(a.astype(jnp.float32) for a in x))
+    with jax.set_mesh(make_mesh(MeshConfig(2, 1, 2), jax.devices()[:4])):
+        many = jax.jit(lambda *a: attention.attend(*a, visible, by="splash"))(*x)
+    one = attention.attend(*x, visible, by="pieces")
+    np.testing.assert_allclose(many.astype(np.float32), one.astype(np.float32), atol=0.03)

@@ -6,6 +6,9 @@ import dataclasses
 import importlib.util
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +20,13 @@ from qa_jax.config import MeshConfig, RunConfig, preset, run_config
 from qa_jax.errors import InputError
 from qa_jax.model import count_parameters, declarations
 from qa_jax.parallel import make_mesh
-from qa_jax.plan import find_target, make_plan, search
+from qa_jax.plan import find_target, make_generation_plan, make_plan, search
 from qa_jax.plan.collectives import transfers
 from qa_jax.plan.estimate import Shapes, batch_shapes, executed_flops, state_bytes
 from qa_jax.plan.plan import QUICK, lower_step
 from qa_jax.train.setup import make_models
 
+JOBS = ("prefill", "decode")
 CONFIGS = Path(__file__).parents[2] / "configs"
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (Linux only)"
@@ -96,6 +100,13 @@ def test_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
     assert plan["parameters"] > 0 and plan["flops_per_chip"] > 0 and plan["compile_seconds"] > 0
     assert cli.main([*arguments, "--topology", "h100:8"]) == 0
     assert "fits (counted, not compiled)" in capsys.readouterr().out
+    decode = [*arguments, "--topology", "v5p:2x2x1", "--job", "decode", "--data.max_tokens", "256"]
+    assert cli.main([*decode, "--quick", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["fits"] and plan["compiled"] and plan["shapes"]["tokens"] == 1
+    # Keys and values of two rows a chip, of 256 tokens and as many to come, in all layers.
+    assert plan["bytes_per_chip"]["cache"] == 2 * 2 * 2 * 512 * 4 * 32 * 2
+    assert plan["network_bytes_per_chip"]["all-gather"] > 0
 
 
 @pytest.mark.parametrize(
@@ -133,6 +144,17 @@ def test_full_fine_tuning_fits_one_h200_and_the_bytes_add_up() -> None:
     assert sum(held.values()) < plan.hbm_bytes_per_chip
     more = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, freeze=()))
     assert not make_plan(more, find_target("h100:1")).fits
+
+
+def test_answers_on_one_gpu() -> None:
+    config = run_config(CONFIGS / "sft_7b.yaml", ["--data.buckets={3000: 8}"])
+    plans = {job: make_generation_plan(config, find_target("h100:1"), job) for job in JOBS}
+    for plan in plans.values():
+        assert plan.fits and plan.bytes_per_chip["parameters"] == 2 * plan.parameters
+        assert plan.bytes_per_chip["cache"] == 2 * 32 * 8 * (2048 + 256) * 4096 * 2
+    # A token is bound by reading the weights and the cache, a prompt by computing.
+    assert plans["decode"].bound == "memory" and plans["prefill"].bound == "compute"
+    assert plans["decode"].seconds["memory"] > 2 * 8.4e9 / 3.35e12
 
 
 @pytest.mark.parametrize(
@@ -189,7 +211,23 @@ def test_counted_operations_are_the_compilers() -> None:
     )
 
 
-def test_counted_bytes_are_those_of_a_real_run() -> None:
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+def test_planned_bytes_are_those_of_a_real_run() -> None:
+    """The step as it is planned for a processor, run there: the process's peak, within 10 %."""
+    flags = "--xla_backend_optimization_level=1"
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("real_run.py"))],
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_ENABLE_COMPILATION_CACHE": "false"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    planned, real = json.loads(done.stdout.splitlines()[-1])
+    assert real == pytest.approx(planned, rel=0.1)
+
+
+def test_counted_bytes_are_the_compilers() -> None:
     """Parameters and optimizer of a step on eight devices, against what the compiler allots."""
     config = dataclasses.replace(preset("bench"), remat="full")
     mesh = make_mesh(MeshConfig(data=1, fsdp=8))

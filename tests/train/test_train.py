@@ -17,7 +17,13 @@ from qa_jax.errors import InputError
 from qa_jax.model import flatten
 from qa_jax.train import train
 from qa_jax.train.metrics import read_metrics
-from qa_jax.train.setup import initial_state, make_run_step, prepare
+from qa_jax.train.setup import (
+    initial_state,
+    make_models,
+    make_objective,
+    make_run_step,
+    prepare,
+)
 from qa_jax.train.step import jit_step
 from tests.train.runs import config, losses, stopping_after
 
@@ -141,6 +147,68 @@ def test_another_model_does_not_resume(settings: dict) -> None:
     train(config(settings, "--train.steps=1"))
     with pytest.raises(InputError, match="holds a run of another model"):
         train(config(settings, "--model.audio.encoder_layers=1"))
+
+
+def test_narrow_gradients_are_nearly_the_same(settings: dict) -> None:
+    """In bfloat16 as the layers compute it: the losses of wide ones, nearly, and half the bytes."""
+    curves = {}
+    for kind in ("float32", "bfloat16"):
+        more = ["--model.dtype=bfloat16", f"--optimizer.gradients={kind}", "--train.steps=4"]
+        train(config(settings, *more, f"--train.output={settings['train']['output']}-{kind}"))
+        curves[kind] = losses(f"{settings['train']['output']}-{kind}")
+    np.testing.assert_allclose(curves["bfloat16"], curves["float32"], rtol=2e-3)
+    with pytest.raises(InputError, match="is for models computed in it"):
+        prepare(config(settings, "--optimizer.gradients=bfloat16"))
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "remat full": {"remat": "full"},
+    "remat dots": {"remat": "dots"},
+    "unrolled": {"unroll": True},
+    "attention in small pieces": {"pieces": 100},
+    "attention by the TPU's kernel": {"attention": "splash"},
+    "loss in small parts": {"logits": 500},
+}
+
+
+def test_nothing_that_saves_memory_changes_a_gradient(
+    settings: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recomputation, attention's backends and the parts of the loss: 1e-5 of the largest."""
+    from qa_jax.model import attention
+    from qa_jax.train import cross_entropy
+
+    monkeypatch.setattr(attention, "suits_splash", lambda *_: True)
+
+    def found(**how: Any) -> tuple[float, dict[tuple[str, ...], np.ndarray]]:
+        with pytest.MonkeyPatch.context() as patch:
+            if "pieces" in how:
+                patch.setattr(attention, "_PIECE", {"cpu": how.pop("pieces")})
+            if "logits" in how:
+                patch.setattr(cross_entropy, "_LOGITS", how.pop("logits"))
+                patch.setattr(cross_entropy, "_SMALL", 0)
+                patch.setattr(cross_entropy, "_TOKENS", {"cpu": 16})
+            run = prepare(config(settings))
+            model = dataclasses.replace(run.model_config, **how)
+            models = make_models(model, run.config.lora)
+            objective = make_objective(run.config, models, 1)
+            params, batch = initial_state(run).params, run.data.batch(0)
+
+            def loss(params: Any) -> jax.Array:
+                first = jax.tree.map(lambda x: x[0], batch)
+                sums = objective(params, first, None, None)
+                return sums.loss / sums.weight
+
+            value, gradients = jax.jit(jax.value_and_grad(loss))(params)
+            return float(value), flatten(jax.tree.map(np.asarray, gradients))
+
+    value, gradients = found(attention="pieces")
+    for name, how in VARIANTS.items():
+        other, others = found(**{"attention": "pieces", **how})
+        assert other == pytest.approx(value, rel=1e-6), name
+        for path, expected in gradients.items():
+            error = np.abs(others[path] - expected).max()
+            assert error <= 1e-5 * max(np.abs(expected).max(), 1e-4), (name, path)
 
 
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2)]
