@@ -300,6 +300,7 @@ class TrainConfig:
         log_every, save_every, eval_every: steps between, and at the end; 0 for at the end only.
         keep: latest checkpoints that are kept.
         keep_every: and every checkpoint whose step is a multiple of this; 0 for no others.
+        xla: `tuned` gives the compiler the options of `qa_jax/parallel/xla_options.py`.
         profile: first and last step of a trace, written to OUTPUT/profile.
     """
 
@@ -317,6 +318,7 @@ class TrainConfig:
     eval_every: int = 0
     keep: int = 3
     keep_every: int = 0
+    xla: Literal["plain", "tuned"] = "plain"
     profile: tuple[int, int] | None = None
 
 

@@ -145,18 +145,12 @@ def _compile(
         return
     stats = compiled.memory_analysis()
     held = plan.bytes_per_chip
-    cache = held["cache"]
-    arguments = stats.argument_size_in_bytes
-    held["parameters"] = min(held["parameters"], arguments)
-    if job == "decode":
-        held["cache"] = min(cache, arguments - held["parameters"])
-        held["batch"] = arguments - held["parameters"] - held["cache"]
-    else:
-        held["batch"] = arguments - held["parameters"]
+    # Parameters and cache are as counted: decoding is not even given the encoder's, which stay all
+    # the same, and the cache is a result of the prefill and an argument of decoding.
     new = stats.output_size_in_bytes - stats.alias_size_in_bytes
     if job == "prefill":
-        held["cache"] = min(cache, new)
-        new -= held["cache"]
+        held["batch"] = max(0, stats.argument_size_in_bytes - held["parameters"])
+        new = max(0, new - held["cache"])
     held["temporaries"], held["outputs"] = stats.temp_size_in_bytes, new
     sent: Counter[str] = Counter()
     # The loop over tokens has no fixed number of rounds and is counted as one.

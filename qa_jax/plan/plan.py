@@ -55,7 +55,7 @@ def lower_step(config: RunConfig, mesh: Mesh, shapes: Shapes) -> Any:
     if preferred and not models.adapted and config.preference.reference == "keep":
         stay = abstract_params(models.base, mesh, jnp.dtype(config.model.dtype))
     with jax.set_mesh(mesh):
-        jitted: Any = jit_step(step, state)
+        jitted: Any = jit_step(step, state, config.train.xla)
         return jitted.lower(state, _abstract_batch(config, shapes, mesh), stay)
 
 

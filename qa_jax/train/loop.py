@@ -76,7 +76,7 @@ class _Loop:
         self.writer = MetricsWriter(self.config.output, int(self.state.step), first_process())
         self.report = Report(console, run, int(self.state.step))
         step = make_run_step(run.config, run.models, run.optimizer, groups)
-        self.step = jit_step(step, self.state)
+        self.step = jit_step(step, self.state, self.config.xla)
         objective = make_objective(run.config, run.models, groups)
 
         def eval_step(params: Params, batch: TrainBatch, stay: Params | None) -> Sums:

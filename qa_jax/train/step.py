@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from qa_jax.data.loader import TrainBatch
 from qa_jax.model import Params, flatten, join, nest, split
+from qa_jax.parallel.xla_options import xla_options
 from qa_jax.train.objectives import Objective, Sums
 
 
@@ -36,8 +37,10 @@ Step = Callable[..., tuple[TrainState, Metrics]]
 """Of (state, batch) or (state, batch, parameters that stay)."""
 
 
-def jit_step(step: Step, state: TrainState) -> Callable[..., Any]:
+def jit_step(step: Step, state: TrainState, xla: str = "plain") -> Callable[..., Any]:
     """The compiled step: the state is donated and comes back where it was.
+
+    `xla` is `TrainConfig.xla`.
 
     Left to itself the compiler may name the same places otherwise, and the second step would be
     compiled once more.
@@ -45,7 +48,13 @@ def jit_step(step: Step, state: TrainState) -> Callable[..., Any]:
     places = jax.tree.map(lambda x: x.sharding, state)
     # Metrics lie whole in every process, which then need not ask one another for them.
     everywhere = NamedSharding(state.step.sharding.mesh, PartitionSpec())
-    return jax.jit(step, donate_argnums=0, out_shardings=(places, everywhere))
+    platform = everywhere.mesh.devices.flat[0].platform
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        out_shardings=(places, everywhere),
+        compiler_options=dict(xla_options(platform, xla)) or None,
+    )
 
 
 def make_step(

@@ -20,6 +20,7 @@ from qa_jax.config import MeshConfig, RunConfig, preset, run_config
 from qa_jax.errors import InputError
 from qa_jax.model import count_parameters, declarations
 from qa_jax.parallel import make_mesh
+from qa_jax.parallel.xla_options import xla_options
 from qa_jax.plan import find_target, make_generation_plan, make_plan, search
 from qa_jax.plan.collectives import transfers
 from qa_jax.plan.estimate import Shapes, batch_shapes, executed_flops, state_bytes
@@ -76,6 +77,21 @@ def test_compiled_program(
         if "tensor" not in mesh and transfer.kind in ("all-gather", "all-reduce"):
             # Token ids are gathered, for the gradient of the table; they are a few KiB.
             assert not of_activations or transfer.largest < 2**16, transfer
+
+
+@needs_libtpu
+def test_the_compilers_take_their_options() -> None:
+    """Every option of `train.xla: tuned` is one that the platform's compiler knows."""
+    devices = {"tpu": find_target("v6e:2x4").devices[0], "gpu": jax.devices()[0]}
+    for platform, device in devices.items():
+        place = jax.sharding.SingleDeviceSharding(device)
+        x = jax.ShapeDtypeStruct((128, 128), jax.numpy.bfloat16, sharding=place)
+        lowered = jax.jit(lambda x: x @ x).lower(x)
+        for name, value in xla_options(platform, "tuned").items():
+            lowered.compile({name: value})
+        with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option"):
+            lowered.compile({f"xla_{platform}_no_such_option": True})
+        assert not xla_options(platform, "plain")
 
 
 @needs_libtpu
