@@ -70,9 +70,12 @@ class _Loop:
         self.steps = checkpoint.Checkpoints(
             self.config.output, self.config.keep, self.config.keep_every
         )
-        self.data = run.data.iterate(self.local)
-        self.state = self._start()
+        self.state, position = self._start()
         self.stay = self._reference()
+        # Last, for it reads ahead: batches hold what the reference has put into the data.
+        self.data = run.data.iterate(self.local)
+        if position is not None:
+            self.data.set_state(position)
         self.writer = MetricsWriter(self.config.output, int(self.state.step), first_process())
         self.report = Report(console, run, int(self.state.step))
         step = make_run_step(run.config, run.models, run.optimizer, groups)
@@ -86,7 +89,8 @@ class _Loop:
         everywhere = NamedSharding(run.mesh, PartitionSpec())
         self.eval_step = jax.jit(eval_step, out_shardings=everywhere)
 
-    def _start(self) -> TrainState:
+    def _start(self) -> tuple[TrainState, Any]:
+        """The state to begin with, and where in the data it was saved."""
         run = self.run_
         abstract = abstract_state(run.config, run.models, run.optimizer, run.mesh)
         wanted = {"params": abstract.params, "optimizer": abstract.optimizer, "progress": None}
@@ -96,9 +100,8 @@ class _Loop:
             wanted["trained"] = abstract.average
         found = self.steps.restore_latest(**wanted)
         if found is None:
-            return initial_state(self.run_)
+            return initial_state(self.run_), None
         latest, saved = found
-        self.data.set_state(saved["progress"]["data"])
         step = jax.device_put(np.int32(latest), abstract.step.sharding)
         params = saved["params"]
         if run.models.adapted:
@@ -108,7 +111,8 @@ class _Loop:
             # What was saved as the parameters is their mean.
             average, _ = split(params, run.trained)
             params = join(params, saved["trained"])
-        return TrainState(step, params, saved["optimizer"], average)
+        state = TrainState(step, params, saved["optimizer"], average)
+        return state, saved["progress"]["data"]
 
     def _reference(self) -> Params | None:
         """The parameters that preferences are measured against, where they are none of the
