@@ -22,7 +22,8 @@ from qa_jax import checkpoint
 from qa_jax.config import HOP_LENGTH, MAX_FRAMES, MeshConfig, ModelConfig, preset, token_count
 from qa_jax.data import TrainBatch
 from qa_jax.generate import Engine, Sampling
-from qa_jax.model import Audio, LogMel, Params, Qwen2Audio, bind, initialize
+from qa_jax.model import Audio, LogMel, Params, Qwen2Audio, Visible, bind, initialize
+from qa_jax.model.attention import attend
 from qa_jax.parallel import batch_shards, make_mesh
 from qa_jax.train.objectives import next_token_loss
 
@@ -56,6 +57,15 @@ def selftest() -> Iterator[Result]:
         ("two micro-batches against one batch", 1e-5, model.accumulated),
         ("bfloat16 against float32, loss", 2e-2, model.bfloat16),
     ]
+    kernel = {"tpu": "splash", "gpu": "cudnn"}.get(jax.default_backend())
+    if kernel is not None:
+        checks.append(
+            (
+                f"attention by {kernel} against pieces, bfloat16",
+                2e-2,
+                lambda: kernel_error(kernel),
+            )
+        )
     for sizes in meshes(jax.device_count()):
         checks.append(
             (
@@ -71,6 +81,32 @@ def selftest() -> Iterator[Result]:
         # No number is never a pass.
         error = math.inf if math.isnan(error) else error
         yield Result(name, error, limit, time.perf_counter() - started)
+
+
+def kernel_error(kernel: str) -> float:
+    """Attention and its gradients by a kernel against our own pieces: segments, padding, grouped
+    heads."""
+    rng = np.random.default_rng(0)
+    b, t, h = 2, 256, 64
+    arrays = [jnp.asarray(rng.standard_normal((b, t, n, h)), jnp.bfloat16) for n in (4, 2, 2)]
+    arrays[0] = arrays[0] * h**-0.5
+    segments = np.ones((b, t), np.int32)
+    segments[0, 100:] = 2
+    segments[1, 200:] = 0
+    used = jnp.asarray(segments > 0)[:, :, None, None]
+    errors = []
+    for causal in (False, True):
+        visible = Visible(jnp.asarray(segments), jnp.asarray(segments), causal)
+
+        def run(by: str, visible: Visible = visible) -> Any:
+            def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+                out = jnp.where(used, attend(q, k, v, visible, by=by), 0)
+                return jnp.sum(jnp.sin(out.astype(jnp.float32))), out
+
+            return jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(*arrays)
+
+        errors.append(_tree_error(run(kernel), jax.tree.map(np.asarray, run("pieces"))))
+    return max(errors)
 
 
 def meshes(devices: int) -> list[tuple[int, int, int]]:

@@ -27,3 +27,8 @@ def test_it_fails_where_records_see_one_another(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(Qwen2Audio, "__call__", as_one)
     assert selftest._Small().packed() > 1e-3
+
+
+def test_kernels_are_checked() -> None:
+    """What accelerators are asked, here with the TPU's kernel interpreted."""
+    assert 0 < selftest.kernel_error("splash") < 2e-2
