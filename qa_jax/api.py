@@ -178,6 +178,7 @@ def load(
         config,
         dtype=dtype or stored,
         remat="none",
+        attention="auto",
         unroll=small and next(iter(table.devices())).platform == "cpu",
     )
     tokenizer = load_tokenizer(directory)
