@@ -64,7 +64,7 @@ class MLP(Module):
 class DecoderLayer(Module):
     """Pre-norm transformer layer."""
 
-    def __init__(self, config: TextConfig, attention: str) -> None:
+    def __init__(self, config: TextConfig, attention: str = "auto") -> None:
         self.attention = attention
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = DecoderAttention(config)

@@ -25,7 +25,7 @@ def _position_table(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.A
 class EncoderAttention(Module):
     """Self-attention without positions; the key projection has no bias."""
 
-    def __init__(self, config: AudioConfig, attention: str) -> None:
+    def __init__(self, config: AudioConfig, attention: str = "auto") -> None:
         self.attention = attention
         d, heads = {"embed": config.d_model}, config.encoder_attention_heads
         split = {"audio_heads": heads, "head_dim": config.head_dim}
@@ -44,7 +44,7 @@ class EncoderAttention(Module):
 class EncoderLayer(Module):
     """Pre-norm transformer layer with an exact GELU."""
 
-    def __init__(self, config: AudioConfig, attention: str) -> None:
+    def __init__(self, config: AudioConfig, attention: str = "auto") -> None:
         d, mlp = {"embed": config.d_model}, {"mlp": config.encoder_ffn_dim}
         self.self_attn_layer_norm = LayerNorm(config.d_model)
         self.self_attn = EncoderAttention(config, attention)
