@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qa_jax.checkpoint import abstract_params
 from qa_jax.config import HOP_LENGTH, ModelConfig, RunConfig
@@ -57,7 +57,8 @@ def make_generation_plan(
         )
     plan = _counted(model, shapes, job, sizes, target)
     if target.devices:
-        _compile(plan, model, config, target, job, quick)
+        mesh = make_mesh(config.mesh, target.devices)
+        _compile(plan, model, shapes, mesh, job, quick)
     _set_times(plan, model, target)
     return plan
 
@@ -103,13 +104,11 @@ def _counted(
 
 
 def _compile(
-    plan: Plan, model: ModelConfig, config: RunConfig, target: Target, job: str, quick: bool
+    plan: Plan, model: ModelConfig, prompts: Shapes, mesh: Mesh, job: str, quick: bool
 ) -> None:
     """Replaces what was counted by what the compiler says."""
-    mesh = make_mesh(config.mesh, target.devices)
     rows = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-    bucket = max(config.data.buckets) if not plan.shapes.frames else plan.shapes.frames
-    b, t = config.data.buckets[bucket], config.data.max_tokens
+    b, t, frames = prompts.rows, prompts.tokens, prompts.frames
 
     def array(dtype: Any, *shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
@@ -117,8 +116,8 @@ def _compile(
     inputs = ModelInputs(
         tokens=array(jnp.int32, b, t),
         valid=array(jnp.bool_, b, t),
-        signal=array(jnp.float32, b, bucket * HOP_LENGTH) if bucket else None,
-        frames=array(jnp.int32, b) if bucket else None,
+        signal=array(jnp.float32, b, frames * HOP_LENGTH) if frames else None,
+        frames=array(jnp.int32, b) if frames else None,
     )
     params = abstract_params(Qwen2Audio(model), mesh, jnp.bfloat16)
     engine = Engine(model, params, batch_shards(mesh))
