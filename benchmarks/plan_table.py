@@ -2,8 +2,8 @@
 
     python benchmarks/plan_table.py [--quick] [RECIPE ...]
 
-Needs the [tpu] extra and no TPU; about five minutes a line, or two with --quick. The page is
-written where all recipes are asked for.
+Needs the [tpu] extra and no TPU; about five minutes a line, or two with --quick. The line of each
+recipe that is named is written anew, without names all are.
 """
 
 from __future__ import annotations
@@ -71,8 +71,15 @@ def main() -> None:
         unfit = f"| {name} | {plan.topology} | does not fit: {plan.problem} |"
         table.append(row(name, plan) if plan.fits else unfit)
         print(table[-1], flush=True)
-    if arguments.names == list(HARDWARE):
-        replace_section("table", table, PAGE)
+        write(table[:2], {name: table[-1]})
+
+
+def write(head: list[str], new: dict[str, str]) -> None:
+    """Puts lines into the page's table; the lines of other recipes stay."""
+    before = PAGE.read_text(encoding="utf-8").splitlines()
+    old = {line.split(" | ")[0].removeprefix("| "): line for line in before if line[:2] == "| "}
+    lines = {name: new.get(name) or old.get(name) for name in HARDWARE}
+    replace_section("table", [*head, *filter(None, lines.values())], PAGE)
 
 
 if __name__ == "__main__":

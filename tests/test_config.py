@@ -134,7 +134,7 @@ def test_files_hold_differences(tmp_path: Path) -> None:
 
 
 def test_every_recipe_is_readable() -> None:
-    recipes = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+    recipes = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
     assert {"demo.yaml", "sft_7b.yaml"} <= {p.name for p in recipes}
     for path in recipes:
         config = run_config(path)
