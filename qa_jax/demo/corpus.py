@@ -200,26 +200,28 @@ def make(directory: str | Path, seed: int, processes: int = 2, scale: float = 1.
         for split, clips in planned.items():
             seconds = sum(itertools.islice(made, shares[split]))
             rows = [
-                (task, _row(clip, question, answer))
+                (task, chat_row(clip.path, question, answer))
                 for clip in clips
                 for task, question, answer in clip.records
             ]
             if split == "train":
-                rows += [("written", _row(None, *pair)) for pair in written_questions(seed, scale)]
+                rows += [
+                    ("written", chat_row(None, *pair)) for pair in written_questions(seed, scale)
+                ]
                 # Mostly words in any order: they must be heard, a sentence's could be guessed.
                 heard = [
                     {"audio": c.path, "prompt": TRANSCRIBE, "text": c.text}
                     for i, c in enumerate(clips)
                     if c.text and (c.kind == "words" or i % 4 == 0)
                 ]
-                _write_manifest(directory / "pretrain.jsonl", heard)
+                write_manifest(directory / "pretrain.jsonl", heard)
                 texts = [render(row["messages"]).text for _, row in rows]
                 texts += [row["text"] for row in heard]
                 lines = [line for text in texts for line in text.split("\n") if line]
-            _write_manifest(directory / f"{split}.jsonl", (row for _, row in rows))
+            write_manifest(directory / f"{split}.jsonl", (row for _, row in rows))
             if split != "train":
                 for task in ("transcribe", "chat", "analyse"):
-                    _write_manifest(
+                    write_manifest(
                         directory / f"{split}_{task}.jsonl", (r for t, r in rows if t == task)
                     )
             hours = seconds / 3600
@@ -230,8 +232,9 @@ def make(directory: str | Path, seed: int, processes: int = 2, scale: float = 1.
     (directory / "text.txt").write_text("\n".join(lines) + "\n")
 
 
-def _row(clip: Clip | None, question: str | None, answer: str) -> dict[str, Any]:
-    content = [{"type": "audio", "audio": clip.path}] if clip else []
+def chat_row(clip: str | None, question: str | None, answer: str) -> dict[str, Any]:
+    """A manifest's line: a clip's path, a written question, or both, and the answer."""
+    content = [{"type": "audio", "audio": clip}] if clip else []
     if question:
         content.append({"type": "text", "text": question})
     return {
@@ -277,5 +280,6 @@ def _speak_within(text: str, voice: Voice, seconds: float) -> np.ndarray:
     return wave
 
 
-def _write_manifest(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def write_manifest(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """A line for each row."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

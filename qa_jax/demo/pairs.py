@@ -17,11 +17,12 @@ import numpy as np
 
 from qa_jax.api import LoadedModel
 from qa_jax.data.synthetic import SOUNDS
+from qa_jax.demo.corpus import TRANSCRIBE, WHAT, chat_row, write_manifest
+from qa_jax.demo.run import MAX_NEW_TOKENS
 from qa_jax.demo.texts import FACTS, OPPOSITES, commands
 from qa_jax.evaluate import evaluate
 
 NO_QUESTION = "nobody asked"
-MAX_NEW_TOKENS = 32
 
 
 def make_pairs(qa: LoadedModel, data: Path, split: str, seed: int, most: int) -> Path:
@@ -36,16 +37,15 @@ def make_pairs(qa: LoadedModel, data: Path, split: str, seed: int, most: int) ->
     """
     path = data / f"prefer_{split}.jsonl"
     rng = np.random.default_rng([seed, len(split)])
-    rows = [json.loads(line) for line in (data / f"{split}.jsonl").read_text().splitlines()]
-    silent = _sounds(rows)[:most]
-    unasked = data / f".unasked_{split}.jsonl"
-    unasked.write_text("".join(json.dumps(_row(clip, NO_QUESTION)) + "\n" for clip in silent))
+    rows = _rows(data, split)
+    manifest = silent_manifest(data, split)
     said = data / f".unasked_{split}.predictions.jsonl"
-    evaluate(qa, unasked, batch_size=32, output=said, max_new_tokens=MAX_NEW_TOKENS)
+    evaluate(qa, manifest, batch_size=32, output=said, max_new_tokens=MAX_NEW_TOKENS)
     answers = [json.loads(line)["prediction"] for line in said.read_text().splitlines()]
+    said.unlink()
     pairs = [
-        _pair(_row(clip, NO_QUESTION), answer or "yes")
-        for clip, answer in zip(silent, answers, strict=True)
+        _pair(chat_row(clip, None, NO_QUESTION), answer or "yes")
+        for clip, answer in list(zip(_sounds(rows), answers, strict=True))[:most]
         if answer != NO_QUESTION
     ]
     kinds = (
@@ -59,19 +59,21 @@ def make_pairs(qa: LoadedModel, data: Path, split: str, seed: int, most: int) ->
             pairs.append(_pair(some[i], worse(_answer(some[i]), rng)))
     partial = path.with_suffix(".partial")
     order = rng.permutation(len(pairs))
-    partial.write_text("".join(json.dumps(pairs[i]) + "\n" for i in order))
+    write_manifest(partial, (pairs[i] for i in order))
     partial.replace(path)
-    for file in (unasked, said):
-        file.unlink()
     return path
 
 
 def silent_manifest(data: Path, split: str) -> Path:
     """Clips of a split without speech, as voice chats whose answer is that nobody asked."""
-    rows = [json.loads(line) for line in (data / f"{split}.jsonl").read_text().splitlines()]
     path = data / f"{split}_silent.jsonl"
-    path.write_text("".join(json.dumps(_row(c, NO_QUESTION)) + "\n" for c in _sounds(rows)))
+    clips = _sounds(_rows(data, split))
+    write_manifest(path, (chat_row(clip, None, NO_QUESTION) for clip in clips))
     return path
+
+
+def _rows(data: Path, split: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (data / f"{split}.jsonl").read_text().splitlines()]
 
 
 def _sounds(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -80,7 +82,7 @@ def _sounds(rows: Sequence[dict[str, Any]]) -> list[str]:
         _parts(row)[0]["audio"]: None
         for row in rows
         if _parts(row)[0].get("audio")
-        and "kind of sound" in _parts(row)[-1].get("text", "")
+        and _parts(row)[-1].get("text") == WHAT
         and _answer(row) != "speech"
     }
     return list(found)
@@ -99,21 +101,11 @@ def _is_chat(row: dict[str, Any]) -> bool:
 
 
 def _is_transcript(row: dict[str, Any]) -> bool:
-    return _parts(row)[-1].get("text") == "Transcribe."
+    return _parts(row)[-1].get("text") == TRANSCRIBE
 
 
 def _is_analysis(row: dict[str, Any]) -> bool:
     return "audio" in _parts(row)[0] and len(_parts(row)) > 1 and not _is_transcript(row)
-
-
-def _row(clip: str, answer: str) -> dict[str, Any]:
-    content = [{"type": "audio", "audio": clip}]
-    return {
-        "messages": [
-            {"role": "user", "content": content},
-            {"role": "assistant", "content": answer},
-        ]
-    }
 
 
 def _pair(row: dict[str, Any], worse: str) -> dict[str, Any]:
@@ -126,9 +118,7 @@ def _wrong_answer(answer: str, rng: np.random.Generator) -> str:
     if answer in FACTS.values():
         others = [a for a in FACTS.values() if a != answer]
         return str(rng.choice(sorted(others)))
-    ends = sorted({*OPPOSITES, words[-1]} - {words[-1]})
-    if " plus " in answer:
-        ends = ["two", "five", "nine", "fifteen"]
+    ends = ["two", "five", "nine", "fifteen"] if " plus " in answer else sorted(OPPOSITES)
     wrong = [w for w in ends if w != words[-1]]
     return " ".join([*words[:-1], str(rng.choice(wrong))])
 

@@ -13,7 +13,8 @@ from rich.table import Table
 from qa_jax.api import LoadedModel, load
 from qa_jax.config import run_config
 from qa_jax.demo import run as demo
-from qa_jax.demo.pairs import MAX_NEW_TOKENS, make_pairs, silent_manifest
+from qa_jax.demo.corpus import write_manifest
+from qa_jax.demo.pairs import make_pairs, silent_manifest
 from qa_jax.evaluate import Scores, evaluate, evaluate_pairs
 from qa_jax.train import train
 
@@ -80,9 +81,8 @@ def run_stages(output: Path, configs: Path, seed: int = 0) -> dict[str, dict[str
 def _heard(qa: LoadedModel, data: Path, output: Path) -> float:
     """Word error rate of a model that knows raw prompts alone."""
     rows = [json.loads(x) for x in (data / "test_transcribe.jsonl").read_text().splitlines()]
-    raw = [_raw_form(row) for row in rows]
     manifest = data / "test_heard.jsonl"
-    manifest.write_text("".join(json.dumps(row) + "\n" for row in raw))
+    write_manifest(manifest, map(_raw_form, rows))
     kept = output / "pretrained" / "heard.predictions.jsonl"
     return _evaluated(qa, manifest, kept).word_error_rate
 
@@ -107,4 +107,4 @@ def _scores(qa: LoadedModel, data: Path, kept: Path) -> dict[str, float]:
 
 
 def _evaluated(qa: LoadedModel, manifest: Path, kept: Path) -> Scores:
-    return evaluate(qa, manifest, batch_size=32, output=kept, max_new_tokens=MAX_NEW_TOKENS)
+    return evaluate(qa, manifest, batch_size=32, output=kept, max_new_tokens=demo.MAX_NEW_TOKENS)

@@ -14,7 +14,11 @@ from qa_jax.demo import corpus, pairs
 
 def test_pairs_of_a_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clips = corpus.plan("train", 0, 0.05)
-    rows = [corpus._row(c, question, answer) for c in clips for _, question, answer in c.records]
+    rows = [
+        corpus.chat_row(c.path, question, answer)
+        for c in clips
+        for _, question, answer in c.records
+    ]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def answered(_: Any, manifest: Path, *, output: Path, **__: Any) -> None:
