@@ -22,7 +22,7 @@ def read_config(directory: str | Path) -> ModelConfig:
         return checkpoint.read_config(directory)
     if checkpoint.is_adapter(directory):
         return checkpoint.read_adapter(directory).model
-    if (Path(directory) / "config.json").is_file():
+    if _is_hugging_face(directory):
         return hf.open_model(directory)[0]
     raise InputError(
         directory,
@@ -30,6 +30,11 @@ def read_config(directory: str | Path) -> ModelConfig:
         "config.json (Hugging Face's)",
         "name a checkpoint's directory",
     )
+
+
+def _is_hugging_face(directory: str | Path) -> bool:
+    ours = checkpoint.is_checkpoint(directory) or checkpoint.is_adapter(directory)
+    return not ours and (Path(directory) / "config.json").is_file()
 
 
 def load_weights(
@@ -43,10 +48,10 @@ def load_weights(
         dtype: what they are held in; None keeps the stored types.
         step: of a training run; the latest by default.
     """
-    config = read_config(directory)
-    if checkpoint.is_checkpoint(directory):
-        return config, checkpoint.load_params(directory, config, mesh, dtype, step)
-    if checkpoint.is_adapter(directory):
+    if not _is_hugging_face(directory):
+        config = read_config(directory)
+        if checkpoint.is_checkpoint(directory):
+            return config, checkpoint.load_params(directory, config, mesh, dtype, step)
         base = checkpoint.read_adapter(directory).base
         if not Path(base).is_dir():
             raise InputError(
@@ -54,7 +59,7 @@ def load_weights(
             )
         _, params = load_weights(base, mesh, dtype)
         return config, merged(params, directory, config, step)
-    _, tensors = hf.open_model(directory)
+    config, tensors = hf.open_model(directory)
     abstract = checkpoint.abstract_params(Qwen2Audio(config), mesh)
     places = jax.tree.map(lambda x: x.sharding, abstract)
     return config, hf.load_params(tensors, config, places, dtype)

@@ -61,7 +61,7 @@ def attend(
     platform = current_platform()
     if by == "auto":
         by = "splash" if platform == "tpu" else "pieces"
-    if by == "splash" and not suits_splash(q, k, visible):
+    if by == "splash" and not suits_splash(q, k):
         by = "pieces"
 
     def local(*arrays: jax.Array) -> jax.Array:

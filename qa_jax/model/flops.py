@@ -36,8 +36,8 @@ class Moves(NamedTuple):
         passes: whether gradients pass through it: it, or what comes before it, is trained.
     """
 
-    share: float = 1.0
-    passes: bool = True
+    share: float
+    passes: bool
 
 
 _PARTS = ("encoder", "projector", "decoder", "head")
@@ -106,7 +106,7 @@ def _part_of(path: tuple[str, ...]) -> str:
     return "head" if path[:2] in (("decoder", "lm_head"), ("decoder", "norm")) else path[0]
 
 
-def training_flops(parts: dict[str, Part], moves: dict[str, Moves] | None = None) -> float:
+def training_flops(parts: dict[str, Part], moves: dict[str, Moves]) -> float:
     """A step's forward and backward pass. Recomputation is not counted, as is usual for MFU.
 
     Backward, a product with parameters takes as much again for its input where gradients pass, and
@@ -114,6 +114,6 @@ def training_flops(parts: dict[str, Part], moves: dict[str, Moves] | None = None
     """
     total = 0.0
     for name, part in parts.items():
-        share, passes = Moves() if moves is None else moves[name]
+        share, passes = moves[name]
         total += part.total + passes * (part.linear + 2 * part.attention) + share * part.linear
     return total

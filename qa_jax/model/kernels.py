@@ -20,11 +20,10 @@ _BLOCKS = (512, 256, 128)
 """Queries and keys that splash attention takes at a time; the largest that divides their number."""
 
 
-def suits_splash(q: jax.Array, k: jax.Array, visible: Visible) -> bool:
+def suits_splash(q: jax.Array, k: jax.Array) -> bool:
     """Whether splash attention is worth its blocks and has the masks: whole rows, in bfloat16. Its
     products round to bfloat16 whatever they are given."""
-    (t, s), whole = (q.shape[1], k.shape[1]), q.shape[1] == k.shape[1]
-    return q.dtype == jnp.bfloat16 and whole and min(t, s) >= _LANES
+    return q.dtype == jnp.bfloat16 and q.shape[1] == k.shape[1] >= _LANES
 
 
 def splash(

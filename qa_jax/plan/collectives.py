@@ -63,6 +63,14 @@ def transfers(text: str) -> list[Transfer]:
     return found
 
 
+def sent_by_kind(text: str) -> dict[str, int]:
+    """Bytes that a device sends in a run of a compiled module, by kind of collective."""
+    sent: Counter[str] = Counter()
+    for transfer in transfers(text):
+        sent[transfer.kind] += round(transfer.sent)
+    return dict(sent)
+
+
 def _computations(text: str) -> Iterator[tuple[str, list[str]]]:
     name = ""
     lines: list[str] = []

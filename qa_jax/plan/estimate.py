@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qa_jax.config import ModelConfig, RunConfig, conv_length, token_count
+from qa_jax.errors import InputError
 from qa_jax.model import Declaration, count_parameters, declarations, flatten
 from qa_jax.model.flops import Moves, Part, forward_parts, training_flops, what_moves
 from qa_jax.parallel.hardware import Chip
@@ -43,8 +44,10 @@ def batch_shapes(config: RunConfig, bucket: int | None = None) -> Shapes:
     """Shapes of a step's data: those of the bucket of the longest clips, unless one is named.
 
     Rows that are not packed hold a clip each; packed ones as many as fit with some text beside. Of
-    pairs, two rows share their clips.
+    pairs, two rows share their clips. Raises InputError for a bucket that is not there.
     """
+    if bucket is not None and bucket not in config.data.buckets:
+        raise InputError("--bucket", f"{bucket} is not in data.buckets", "choose one that is")
     frames = max(config.data.buckets) if bucket is None else bucket
     rows = config.data.buckets[frames]
     tokens = config.data.pack_tokens or config.data.max_tokens

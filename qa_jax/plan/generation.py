@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import Counter
 from typing import Any
 
 import jax
@@ -20,9 +19,9 @@ from qa_jax.generate.inputs import ModelInputs
 from qa_jax.model import Qwen2Audio, count_parameters
 from qa_jax.model.flops import forward_parts
 from qa_jax.parallel import AXES, BATCH_AXES, batch_shards, make_mesh, mesh_sizes
-from qa_jax.plan.collectives import transfers
+from qa_jax.plan.collectives import sent_by_kind
 from qa_jax.plan.estimate import Plan, Shapes, batch_shapes, working_bytes
-from qa_jax.plan.plan import compiled_or_problem
+from qa_jax.plan.plan import MARGIN, compiled_or_problem
 from qa_jax.plan.target import Target
 
 NEW_TOKENS = 256
@@ -43,8 +42,6 @@ def make_generation_plan(
         bucket: of `data.buckets`; the longest clips' unless named.
         quick: as for `make_plan`.
     """
-    if bucket is not None and bucket not in config.data.buckets:
-        raise InputError("--bucket", f"{bucket} is not in data.buckets", "choose one that is")
     model = dataclasses.replace(config.model, dtype="bfloat16", remat="none", unroll=False)
     data = dataclasses.replace(config.data, pack_tokens=0)
     shapes = batch_shapes(dataclasses.replace(config, data=data), bucket)
@@ -94,7 +91,7 @@ def _counted(
         shapes=one,
         remat="none",
         parameters=parameters,
-        fits=sum(held.values()) <= 0.94 * target.chip.memory,
+        fits=sum(held.values()) <= MARGIN * target.chip.memory,
         compiled=False,
         bytes_per_chip=held,
         hbm_bytes_per_chip=target.chip.memory,
@@ -151,11 +148,8 @@ def _compile(
         held["batch"] = max(0, stats.argument_size_in_bytes - held["parameters"])
         new = max(0, new - held["cache"])
     held["temporaries"], held["outputs"] = stats.temp_size_in_bytes, new
-    sent: Counter[str] = Counter()
     # The loop over tokens has no fixed number of rounds and is counted as one.
-    for transfer in transfers(compiled.as_text()):
-        sent[transfer.kind] += round(transfer.sent)
-    plan.network_bytes_per_chip = dict(sent)
+    plan.network_bytes_per_chip = {**sent_by_kind(compiled.as_text())}
 
 
 def _set_times(plan: Plan, model: ModelConfig, target: Target) -> None:
