@@ -12,6 +12,7 @@ parity = [
     "peft>=0.18",
     # The tests put their own data where this version of its trainer looks for it.
     "trl==1.16.*",
+    "beartype>=0.20",
     "pytest>=8",
     "pytest-xdist>=3.6",
 ]
@@ -28,6 +29,7 @@ setup(
     package_dir={"convert_weights": "tools/convert_weights"},
     install_requires=[
         "jax>=0.10,<0.13",
+        "jaxtyping>=0.3.2",
         "flax>=0.12.8,<0.13",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.2,<0.13",
@@ -54,7 +56,12 @@ setup(
             *demo,
             # The TPU's compiler, which needs no TPU: for tests of `qa-jax plan`.
             'jax[tpu]>=0.10,<0.13; sys_platform == "linux" and platform_machine == "x86_64"',
+            "beartype>=0.20",
+            "import-linter>=2.3",
+            "mkdocs-material>=9.6",
+            "mkdocstrings[python]>=0.29",
             "mypy>=1.15",
+            "pre-commit>=4",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.12",

@@ -1,4 +1,4 @@
-"""What the benchmark scripts share: naming the machine, writing a section of RESULTS.md."""
+"""Shared by the benchmark scripts: the CPU's name, and sections of RESULTS.md."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
-def processor_name() -> str:
-    """The processor's model name, or the machine's type where that is not told."""
+def cpu_name() -> str:
+    """The CPU's model name, or the machine's type if it is unknown."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -17,7 +17,7 @@ def processor_name() -> str:
 
 
 def replace_section(name: str, lines: list[str], page: Path = RESULTS) -> None:
-    """Writes lines between the markers of a section of RESULTS.md, or of another page."""
+    """Replaces the lines between a section's markers in RESULTS.md, or in another page."""
     start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
     head, found, rest = page.read_text(encoding="utf-8").partition(start)
     if not found or end not in rest:

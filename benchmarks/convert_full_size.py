@@ -23,11 +23,11 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-from common import processor_name, replace_section
+from common import cpu_name, replace_section
 from convert_weights.shards import Entry, Shards
 
 from qa_jax.config import preset, to_hf
-from qa_jax.hf import Tensor, tensor_map
+from qa_jax.hf import tensor_map
 
 COMMAND = [sys.executable, "-m", "qa_jax.cli"]
 
@@ -47,10 +47,10 @@ def write_random(directory: Path, name: str, limit: int) -> int:
     return shards.size
 
 
-def random_blocks(tensor: Tensor) -> Iterator[np.ndarray]:
-    """Numbers of both signs between 2^-7 and 2^-5, every bit of the fraction used.
+def random_blocks(tensor: TensorSpec) -> Iterator[np.ndarray]:
+    """Random values of both signs between 2^-7 and 2^-5, with random fractions.
 
-    They depend on our path and layer alone, so that a tied head repeats the embedding.
+    They depend on the parameter's path and layer only, so that a tied head repeats the embedding.
     """
     rng = np.random.default_rng(zlib.crc32(f"{tensor.path} {tensor.layer}".encode()))
     for rows, _ in tensor.blocks():
@@ -59,27 +59,27 @@ def random_blocks(tensor: Tensor) -> Iterator[np.ndarray]:
         yield ((bits & 0x80FF) | 0x3C00).view(ml_dtypes.bfloat16)
 
 
-def measured(rows: list[str], title: str, command: list[str], copied: float = 0.0) -> float:
-    """Runs a command; its time and peak resident memory become a row of the table."""
+def measure(rows: list[str], title: str, command: list[str], copy_seconds: float = 0.0) -> float:
+    """Runs a command; appends a table row with its time and peak resident memory."""
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert process.stdout is not None
-    said = process.stdout.read().decode().strip().splitlines()
+    output = process.stdout.read().decode().strip().splitlines()
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - started
     if status:
         sys.exit(f"{title} failed: {' '.join(command)}")
-    ratio = f"{seconds / copied:.2f}" if copied else "1"
+    ratio = f"{seconds / copy_seconds:.2f}" if copy_seconds else "1"
     peak = usage.ru_maxrss * 1024 / 1e9  # Linux counts kibibytes
     rows.append(f"| {title} | {seconds:.0f} s | {ratio} | {peak:.2f} GB |")
-    print(rows[-1], *said[-1:])
+    print(rows[-1], *output[-1:])
     return seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--directory", type=Path, required=True)
-    parser.add_argument("--small", action="store_true", help="the demo's size, to try the script")
+    parser.add_argument("--small", action="store_true", help="the demo's size, to test the script")
     arguments = parser.parse_args()
     root = arguments.directory
     root.mkdir(parents=True, exist_ok=True)
@@ -88,30 +88,48 @@ def main() -> None:
     size = write_random(root / "hf", name, limit)
     files = sorted(p.name for p in (root / "hf").glob("*.safetensors"))
     rows = [
-        f"{date.today()}, {processor_name()}, {os.cpu_count()} cores. A random bfloat16 "
-        f"checkpoint: {size:,} bytes of numbers in {len(files)} files.",
+        f"{date.today()}, {cpu_name()}, {os.cpu_count()} cores. A random bfloat16 "
+        f"checkpoint: {size:,} bytes of tensors in {len(files)} files.",
         "",
-        "| command | time | against copying | peak memory |",
+        "| command | time | relative to copying | peak memory |",
         "|---|---|---|---|",
     ]
     os.sync()
-    # To the disk, as the conversions write: copying into memory alone would be another thing.
+    # With sync: conversions write to the disk as well, not only to the page cache.
     copy = f"cp -r {root / 'hf'} {root / 'copy'} && sync"
-    copied = measured(rows, "`cp -r` and `sync`", ["sh", "-c", copy])
+    copy_seconds = measure(rows, "`cp -r` and `sync`", ["sh", "-c", copy])
     shutil.rmtree(root / "copy")
-    ours, back = str(root / "ours"), str(root / "back")
+    qa_jax, back = str(root / "qa_jax"), str(root / "back")
     convert = [*COMMAND, "convert"]
-    measured(rows, "`qa-jax convert to-jax`", [*convert, "to-jax", str(root / "hf"), ours], copied)
-    measured(rows, "`qa-jax convert verify`", [*convert, "verify", str(root / "hf"), ours], copied)
+    measure(
+        rows,
+        "`qa-jax convert to-jax`",
+        [*convert, "to-jax", str(root / "hf"), qa_jax],
+        copy_seconds,
+    )
+    measure(
+        rows,
+        "`qa-jax convert verify`",
+        [*convert, "verify", str(root / "hf"), qa_jax],
+        copy_seconds,
+    )
     size_option = ["--shard-size", str(limit)]
-    measured(rows, "`qa-jax convert to-hf`", [*convert, "to-hf", ours, back, *size_option], copied)
-    shutil.rmtree(ours)
+    measure(
+        rows,
+        "`qa-jax convert to-hf`",
+        [*convert, "to-hf", qa_jax, back, *size_option],
+        copy_seconds,
+    )
+    shutil.rmtree(qa_jax)
     same = all(
         subprocess.run(["cmp", "-s", root / "hf" / f, root / "back" / f], check=False).returncode
         == 0
         for f in files
     )
-    rows += ["", f"After both conversions the files are {'the same' if same else 'NOT the same'}."]
+    rows += [
+        "",
+        f"After both conversions the files are {'identical' if same else 'NOT identical'}.",
+    ]
     print(rows[-1])
     if not arguments.small:
         replace_section("convert_full_size", rows)

@@ -1,4 +1,4 @@
-"""What packing saves on the demo's records, and how long its training waited for data.
+"""Padding of the demo's batches with and without packing, and its waiting for data.
 
 python benchmarks/demo_data.py --demo runs/demo        # after `make demo`
 """
@@ -13,8 +13,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from common import replace_section
 
-from qa_jax.config import DataConfig, run_config
-from qa_jax.data import Processor, TrainData, load_tokenizer
+from qa_jax.config import DataConfig, load_run_config
+from qa_jax.data import Processor, TrainDataset, load_tokenizer
 from qa_jax.train.metrics import read_metrics
 
 
@@ -24,22 +24,22 @@ def main() -> None:
     demo = parser.parse_args().demo
     tokenizer = load_tokenizer(demo / "tokenizer")
     assert tokenizer is not None
-    apart = run_config("configs/demo.yaml").data.buckets
-    lines = ["| rows | token slots that hold nothing | steps an epoch |", "|---|---|---|"]
-    for pack, buckets in (
-        (0, apart),
-        (512, dict.fromkeys(apart, 4)),
-        (1024, dict.fromkeys(apart, 2)),
+    unpacked = load_run_config("configs/demo.yaml").data.buckets
+    lines = ["| rows | padding fraction | steps per epoch |", "|---|---|---|"]
+    for packed_length, buckets in (
+        (0, unpacked),
+        (512, dict.fromkeys(unpacked, 4)),
+        (1024, dict.fromkeys(unpacked, 2)),
     ):
         config = DataConfig(
-            train=str(demo / "data" / "train.jsonl"), buckets=buckets, pack_tokens=pack
+            train=str(demo / "data" / "train.jsonl"), buckets=buckets, packed_length=packed_length
         )
-        data = TrainData(config, Processor(tokenizer))
-        name = f"packed, {pack} tokens" if pack else "a row to a record"
+        data = TrainDataset(config, Processor(tokenizer))
+        name = f"packed, {packed_length} tokens" if packed_length else "one record per row"
         lines.append(f"| {name} | {data.padding:.1%} | {data.steps_per_epoch:,} |")
     lines.append("")
     for name, title in (("pretrained", "pre-training"), ("model", "fine-tuning")):
-        # The first line counts compiling, too.
+        # The first line includes compilation.
         waits = [m["data_wait"] for m in read_metrics(demo / name / "metrics.jsonl")][1:]
         mean = sum(waits) / len(waits)
         lines.append(f"Waiting for data in the demo's {title}: {mean:.1%} of the time.")

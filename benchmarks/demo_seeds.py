@@ -1,4 +1,4 @@
-"""The demo with several seeds (corpus, order and initial parameters): scores and their mean.
+"""Scores of the demo with several seeds (of corpus, order and initial parameters).
 
     python benchmarks/demo_seeds.py --seeds 0 1 2
 
@@ -16,7 +16,7 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
-from common import processor_name, replace_section
+from common import cpu_name, replace_section
 
 from qa_jax.config import read_json
 from qa_jax.demo.run import TASKS, run
@@ -38,7 +38,7 @@ def main() -> None:
         rows.append(read_json(directory / "results.json"))
     mean = {task: sum(r[task] for r in rows) / len(rows) for task in TASKS}
     lines = [
-        f"{datetime.date.today()}, {processor_name()}, {len(os.sched_getaffinity(0))} cores, "
+        f"{datetime.date.today()}, {cpu_name()}, {len(os.sched_getaffinity(0))} cores, "
         f"jax {jax.__version__}. Test split, from generated text.",
         "",
         "| seed | transcription, word error rate | voice chat, exact | analysis, exact | seconds |",

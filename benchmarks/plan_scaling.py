@@ -1,9 +1,9 @@
-"""The training step of 8.4B from 16 to 256 chips, with as many rows a chip: what grows?
+"""Weak scaling of the 8.4B training step from 16 to 256 chips, according to `qa-jax plan`.
 
     python benchmarks/plan_scaling.py
 
-Needs libtpu (`pip install ".[tpu]"`), and no TPU. Compiles with little effort, a minute or two for
-each topology; writes docs/plan_scaling.svg and a table in docs/plan.md.
+Needs libtpu (`pip install ".[tpu]"`), and no TPU. Compiles with low effort, a minute or two per
+topology; writes docs/plan_scaling.svg and a table in docs/plan.md.
 """
 
 from __future__ import annotations
@@ -24,52 +24,51 @@ ROWS_PER_CHIP = 2
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-def summed(plan: Plan) -> float:
-    """What a chip sends in sums: gradients, and little else."""
+def reduced_bytes(plan: Plan) -> float:
+    """Bytes sent by a chip in reductions, mostly of gradients."""
     sent = plan.network_bytes_per_chip
     return sum(sent.get(kind, 0.0) for kind in ("reduce-scatter", "all-reduce"))
 
 
-def passed_on(plan: Plan) -> float:
-    """What it sends besides: weights that are gathered. On few chips the compiler passes these and
-    the gradients from neighbour to neighbour while it computes, and the kinds do not tell them
-    apart."""
-    return sum(plan.network_bytes_per_chip.values()) - summed(plan)
+def gathered_bytes(plan: Plan) -> float:
+    """Bytes sent by a chip in all-gathers and collective-permutes, mostly of weights. On few chips
+    XLA uses collective matmuls, whose collective-permutes also carry gradients."""
+    return sum(plan.network_bytes_per_chip.values()) - reduced_bytes(plan)
 
 
 def main() -> None:
     plans = []
     for topology in TOPOLOGIES:
         target = find_target(topology)
-        plan = make_plan(recipe(ROWS_PER_CHIP * target.size), target, quick=True)
+        plan = make_plan(recipe(ROWS_PER_CHIP * target.num_devices), target, quick=True)
         plans.append(plan)
         print(topology, plan.bytes_per_chip, plan.network_bytes_per_chip, flush=True)
     show(plans)
 
 
 def show(plans: list[Plan]) -> None:
-    """Writes the table and the picture."""
+    """Writes the table and the plot."""
     lines = [
-        "| chips | rows | TFLOP a chip | GiB held | state and gradients, GiB "
-        "| gathered or passed on, GiB | summed, GiB | sent in all, GiB |",
+        "| chips | rows | TFLOP per chip | memory, GiB | state and gradients, GiB "
+        "| all-gather + collective-permute, GiB | reductions, GiB | total sent, GiB |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for plan in plans:
-        held = plan.bytes_per_chip
-        state = sum(held[name] for name in ("parameters", "optimizer", "gradients"))
-        sent = passed_on(plan), summed(plan)
+        used = plan.bytes_per_chip
+        state = sum(used[name] for name in ("parameters", "optimizer", "gradients"))
+        sent = gathered_bytes(plan), reduced_bytes(plan)
         lines.append(
-            f"| {plan.devices} | {plan.shapes.rows} | {plan.flops_per_chip / 1e12:.1f} | "
-            f"{sum(held.values()) / 2**30:.2f} | {state / 2**30:.2f} | {sent[0] / 2**30:.1f} | "
+            f"| {plan.devices} | {plan.shapes.num_rows} | {plan.flops_per_chip / 1e12:.1f} | "
+            f"{sum(used.values()) / 2**30:.2f} | {state / 2**30:.2f} | {sent[0] / 2**30:.1f} | "
             f"{sent[1] / 2**30:.1f} | {sum(sent) / 2**30:.1f} |"
         )
     replace_section("scaling", lines, DOCS / "plan.md")
-    draw(plans)
+    plot(plans)
     print("\n".join(lines))
 
 
-def draw(plans: list[Plan]) -> None:
-    """Each against its value on the fewest chips."""
+def plot(plans: list[Plan]) -> None:
+    """Plots each value relative to the fewest chips."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -77,17 +76,17 @@ def draw(plans: list[Plan]) -> None:
 
     series: dict[str, Any] = {
         "operations": lambda p: p.flops_per_chip,
-        "bytes held": lambda p: sum(p.bytes_per_chip.values()),
+        "memory": lambda p: sum(p.bytes_per_chip.values()),
         "bytes sent": lambda p: sum(p.network_bytes_per_chip.values()),
-        "of these, all but sums": passed_on,
+        "all-gather + collective-permute": gathered_bytes,
     }
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     chips = [p.devices for p in plans]
-    for name, of in series.items():
-        axes.plot(chips, [of(p) / of(plans[0]) for p in plans], marker="o", label=name)
+    for name, value in series.items():
+        axes.plot(chips, [value(p) / value(plans[0]) for p in plans], marker="o", label=name)
     axes.set_xscale("log", base=2)
     axes.set_xticks(chips, [str(n) for n in chips])
-    axes.set(xlabel="chips", ylabel="of a chip, against 16 chips", ylim=(0, None))
+    axes.set(xlabel="chips", ylabel="per chip, relative to 16 chips", ylim=(0, None))
     axes.legend()
     figure.savefig(DOCS / "plan_scaling.svg")
 

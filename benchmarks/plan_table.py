@@ -1,9 +1,9 @@
-"""`qa-jax plan` of full fine-tuning on the topologies that people have, as docs/plan.md shows it.
+"""`qa-jax plan` of the recipes in configs/hardware, for the table in docs/plan.md.
 
     python benchmarks/plan_table.py [--quick] [RECIPE ...]
 
-Needs the [tpu] extra and no TPU; about five minutes a line, or two with --quick. The line of each
-recipe that is named is written anew, without names all are.
+Needs the [tpu] extra and no TPU; about five minutes per line, or two with --quick. Replaces the
+lines of the named recipes, or all.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 from common import replace_section
 
-from qa_jax.config import RunConfig, run_config
+from qa_jax.config import RunConfig, load_run_config
 from qa_jax.plan import Plan, find_target, make_plan
 
 ROOT = Path(__file__).parents[1]
@@ -36,9 +36,9 @@ HARDWARE = {
 
 
 def recipe(rows: int) -> RunConfig:
-    """Full fine-tuning on rows of 2,048 packed tokens and 30 s clips, everything recomputed."""
+    """Full fine-tuning on rows of 2,048 packed tokens and 30 s clips, with full remat."""
     overrides = ["--model.remat=full", f"--data.buckets={{3000: {rows}}}"]
-    return run_config(ROOT / "configs" / "hardware" / "v5e-16.yaml", overrides)
+    return load_run_config(ROOT / "configs" / "hardware" / "v5e-16.yaml", overrides)
 
 
 def row(name: str, plan: Plan) -> str:
@@ -46,12 +46,12 @@ def row(name: str, plan: Plan) -> str:
     s, sent = plan.shapes, sum(plan.network_bytes_per_chip.values()) / 2**30
     state = gib["parameters"] + gib["optimizer"]
     return (
-        f"| {name} | {plan.topology} | {plan.remat} | {s.rows} x {s.tokens:,} "
-        f"| {s.clips} | {state:.1f} "
+        f"| {name} | {plan.topology} | {plan.remat} | {s.num_rows} x {s.num_tokens:,} "
+        f"| {s.num_clips} | {state:.1f} "
         f"| {sum(gib.values()):.1f} / {plan.hbm_bytes_per_chip / 2**30:.0f} | {sent:.0f} "
         + " ".join(f"| {plan.seconds[k]:.2f}" for k in ("compute", "memory", "network"))
         + f" | {plan.bound} | {plan.mfu_bound:.0%} | "
-        + (f"{plan.compile_seconds:.0f} s |" if plan.compiled else "counted |")
+        + (f"{plan.compile_seconds:.0f} s |" if plan.compiled else "analytic |")
     )
 
 
@@ -61,12 +61,12 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=list(HARDWARE), help="recipes; default: all")
     arguments = parser.parse_args()
     table = [
-        "| recipe | topology | remat | rows x tokens | 30 s clips | state, GiB | in all, GiB "
-        "| sent, GiB | compute, s | memory, s | network, s | bound | MFU at most | compiled in |",
+        "| recipe | topology | remat | rows x tokens | 30 s clips | state, GiB | total, GiB "
+        "| sent, GiB | compute, s | memory, s | network, s | bound | MFU bound | compile time |",
         "|" + "---|" * 14,
     ]
     for name in arguments.names:
-        config = run_config(ROOT / "configs" / "hardware" / f"{name}.yaml")
+        config = load_run_config(ROOT / "configs" / "hardware" / f"{name}.yaml")
         plan = make_plan(config, find_target(HARDWARE[name]), quick=arguments.quick)
         unfit = f"| {name} | {plan.topology} | does not fit: {plan.problem} |"
         table.append(row(name, plan) if plan.fits else unfit)
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def write(head: list[str], new: dict[str, str]) -> None:
-    """Puts lines into the page's table; the lines of other recipes stay."""
+    """Replaces lines of the page's table; the lines of other recipes are kept."""
     before = PAGE.read_text(encoding="utf-8").splitlines()
     old = {line.split(" | ")[0].removeprefix("| "): line for line in before if line[:2] == "| "}
     lines = {name: new.get(name) or old.get(name) for name in HARDWARE}

@@ -1,7 +1,7 @@
-"""`qa-jax selftest`: on new hardware, do the equivalences hold that everything here relies on?
+"""`qa-jax selftest`: numerical self-checks to run on new hardware.
 
-A small random model computes the same thing in two ways, on the devices at hand. Nothing is
-downloaded; a few minutes go into compiling.
+A small random model computes the same values in two ways, on the available devices. Nothing is
+downloaded; compiling takes a few minutes.
 """
 
 from __future__ import annotations
@@ -12,26 +12,35 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from qa_jax import checkpoint
-from qa_jax.config import HOP_LENGTH, MAX_FRAMES, MeshConfig, ModelConfig, preset, token_count
+from qa_jax.config import (
+    HOP_LENGTH,
+    MAX_FRAMES,
+    MeshConfig,
+    ModelConfig,
+    SamplingConfig,
+    num_audio_tokens,
+    preset,
+)
 from qa_jax.data import TrainBatch
-from qa_jax.generate import Engine, Sampling
-from qa_jax.model import Audio, LogMel, Params, Qwen2Audio, Visible, bind, initialize
-from qa_jax.model.attention import attend
-from qa_jax.parallel import batch_shards, make_mesh
+from qa_jax.generate import Engine
+from qa_jax.model import AttentionMask, AudioInput, LogMel, Qwen2Audio, bind, initialize
+from qa_jax.model.attention import dot_product_attention
+from qa_jax.parallel import make_mesh, num_batch_shards
 from qa_jax.train.objectives import next_token_loss
+from qa_jax.typing import AnyArray, Params, PyTree
 
 _FRAMES, _BUCKET = 150, 204
 
 
 class Result(NamedTuple):
-    """One check: what was compared, how far it was off, and how far it may be."""
+    """A check: what was compared, its error, and the largest allowed error."""
 
     name: str
     error: float
@@ -44,16 +53,16 @@ class Result(NamedTuple):
 
 
 def selftest() -> Iterator[Result]:
-    """Runs every check, each on its own; the first failure stops none of the others."""
-    model = _Small()
+    """Runs every check; a failure does not stop the others."""
+    model = _SmallModel()
     checks: list[tuple[str, float, Callable[[], float]]] = [
         ("log-mel against float64", 2e-5, model.log_mel),
         ("a short bucket against the 30 s window", 1e-5, model.bucket),
-        ("a row in a batch against the row alone", 1e-5, model.alone),
-        ("cached decoding against whole forwards", 0.0, model.cached),
-        ("packed rows against rows apart", 1e-5, model.packed),
-        ("layers scanned against one by one", 1e-5, model.unrolled),
-        ("layers recomputed against layers stored", 1e-5, model.recomputed),
+        ("a row in a batch against a batch of that row", 1e-5, model.single_row),
+        ("cached decoding against forward passes of whole rows", 0.0, model.cached),
+        ("packed rows against unpacked rows", 1e-5, model.packed),
+        ("scanned layers against unrolled layers", 1e-5, model.unrolled),
+        ("rematerialised layers against stored activations", 1e-5, model.recomputed),
         ("two micro-batches against one batch", 1e-5, model.accumulated),
         ("bfloat16 against float32, loss", 2e-2, model.bfloat16),
     ]
@@ -61,7 +70,7 @@ def selftest() -> Iterator[Result]:
     if kernel is not None:
         checks.append(
             (
-                f"attention by {kernel} against pieces, bfloat16",
+                f"{kernel} attention against chunked attention, bfloat16",
                 2e-2,
                 lambda: kernel_error(kernel),
             )
@@ -78,14 +87,14 @@ def selftest() -> Iterator[Result]:
     for name, limit, check in checks:
         started = time.perf_counter()
         error = check()
-        # No number is never a pass.
+        # NaN is a failure.
         error = math.inf if math.isnan(error) else error
         yield Result(name, error, limit, time.perf_counter() - started)
 
 
 def kernel_error(kernel: str) -> float:
-    """Attention and its gradients by a kernel against our own pieces: segments, padding, grouped
-    heads."""
+    """Attention and its gradients by a fused kernel against chunked attention: segments, padding,
+    grouped heads."""
     rng = np.random.default_rng(0)
     b, t, h = 2, 256, 64
     arrays = [jnp.asarray(rng.standard_normal((b, t, n, h)), jnp.bfloat16) for n in (4, 2, 2)]
@@ -93,121 +102,124 @@ def kernel_error(kernel: str) -> float:
     segments = np.ones((b, t), np.int32)
     segments[0, 100:] = 2
     segments[1, 200:] = 0
-    used = jnp.asarray(segments > 0)[:, :, None, None]
+    is_token = jnp.asarray(segments > 0)[:, :, None, None]
     errors = []
     for causal in (False, True):
-        visible = Visible(jnp.asarray(segments), jnp.asarray(segments), causal)
+        mask = AttentionMask(jnp.asarray(segments), jnp.asarray(segments), causal)
 
-        def run(by: str, visible: Visible = visible) -> Any:
+        def run(implementation: str, mask: AttentionMask = mask) -> PyTree:
             def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-                out = jnp.where(used, attend(q, k, v, visible, by=by), 0)
+                out = dot_product_attention(q, k, v, mask, implementation=implementation)
+                out = jnp.where(is_token, out, 0)
                 return jnp.sum(jnp.sin(out.astype(jnp.float32))), out
 
             return jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(*arrays)
 
-        errors.append(_tree_error(run(kernel), jax.tree.map(np.asarray, run("pieces"))))
+        errors.append(_tree_error(run(kernel), jax.tree.map(np.asarray, run("chunked"))))
     return max(errors)
 
 
-def meshes(devices: int) -> list[tuple[int, int, int]]:
-    """Shapes (data, fsdp, tensor) worth trying on so many devices."""
-    if devices == 1:
+def meshes(num_devices: int) -> list[tuple[int, int, int]]:
+    """Shapes (data, fsdp, tensor) to check on so many devices."""
+    if num_devices == 1:
         return []
-    shapes = [(devices, 1, 1), (1, devices, 1)]
-    if devices % 2 == 0:
-        shapes.append((1, devices // 2, 2))
-    if devices % 8 == 0:
-        shapes.append((devices // 4, 2, 2))
+    shapes = [(num_devices, 1, 1), (1, num_devices, 1)]
+    if num_devices % 2 == 0:
+        shapes.append((1, num_devices // 2, 2))
+    if num_devices % 8 == 0:
+        shapes.append((num_devices // 4, 2, 2))
     return shapes
 
 
-class _Small:
+class _SmallModel:
     """A random model and a batch of eight rows, each with a clip."""
 
     def __init__(self) -> None:
         demo = preset("demo")
-        self.config = dataclasses.replace(demo, dtype="float32", unroll=False, audio_token_id=6)
-        self.rows = 8 * max(1, jax.device_count() // 8)
-        rng = np.random.default_rng(0)
-        self.signal = 0.1 * rng.standard_normal((self.rows, _FRAMES * HOP_LENGTH)).astype(
-            np.float32
+        self.config = dataclasses.replace(
+            demo, dtype="float32", unroll_layers=False, audio_token_id=6
         )
-        frames = rng.integers(_FRAMES // 2, _FRAMES, self.rows)
+        self.num_rows = 8 * max(1, jax.device_count() // 8)
+        rng = np.random.default_rng(0)
+        waveform = 0.1 * rng.standard_normal((self.num_rows, _FRAMES * HOP_LENGTH))
+        self.waveform = waveform.astype(np.float32)
+        frames = rng.integers(_FRAMES // 2, _FRAMES, self.num_rows)
         frames[0] = _FRAMES
-        self.frames = frames.astype(np.int32)
-        width = token_count(_FRAMES) + 40
-        self.tokens = np.zeros((self.rows, width), np.int32)
-        self.segments = np.zeros((self.rows, width), np.int32)
-        self.weights = np.zeros((self.rows, width), np.float32)
-        for i, count in enumerate(token_count(self.frames)):
+        self.num_frames = frames.astype(np.int32)
+        width = num_audio_tokens(_FRAMES) + 40
+        self.tokens = np.zeros((self.num_rows, width), np.int32)
+        self.segment_ids = np.zeros((self.num_rows, width), np.int32)
+        self.loss_weights = np.zeros((self.num_rows, width), np.float32)
+        for i, count in enumerate(num_audio_tokens(self.num_frames)):
             end = width - int(rng.integers(0, 20))
             self.tokens[i, :end] = rng.integers(10, self.config.text.vocab_size, end)
             self.tokens[i, 3 : 3 + count] = self.config.audio_token_id
-            self.segments[i, :end] = 1
-            self.weights[i, 3 + count : end] = 1
-        for i in range(self.rows):
-            self.signal[i, self.frames[i] * HOP_LENGTH :] = 0
+            self.segment_ids[i, :end] = 1
+            self.loss_weights[i, 3 + count : end] = 1
+        for i in range(self.num_rows):
+            self.waveform[i, self.num_frames[i] * HOP_LENGTH :] = 0
         with jax.default_device(jax.local_devices()[0]):
             self.params = jax.tree.map(
                 np.asarray, initialize(Qwen2Audio(self.config), jax.random.key(0))
             )
 
     def batch(self, rows: slice = slice(None)) -> TrainBatch:
-        padded = np.pad(self.signal, ((0, 0), (0, (_BUCKET - _FRAMES) * HOP_LENGTH)))
+        padded = np.pad(self.waveform, ((0, 0), (0, (_BUCKET - _FRAMES) * HOP_LENGTH)))
         return TrainBatch(
             self.tokens[rows],
-            self.segments[rows],
-            self.weights[rows],
+            self.segment_ids[rows],
+            self.loss_weights[rows],
             padded[rows],
-            self.frames[rows],
+            self.num_frames[rows],
         )
 
-    def loss(self, config: ModelConfig, batch: TrainBatch, groups: int = 1) -> Callable[..., Any]:
+    def loss(self, config: ModelConfig, batch: TrainBatch, num_shards: int = 1) -> Callable:
         bound = bind(Qwen2Audio(config))
 
         def mean(params: Params) -> jax.Array:
-            sums = next_token_loss(bound(params), batch, groups)
-            return sums.loss / sums.weight
+            out = next_token_loss(bound(params), batch, num_shards)
+            return out.loss / out.weight
 
         return jax.value_and_grad(mean)
 
     @functools.cached_property
-    def plain(self) -> Any:
-        """Loss and gradients on one device: what the variants are held against."""
+    def plain(self) -> PyTree:
+        """Loss and gradients on one device, with which the variants are compared."""
         value = jax.jit(self.loss(self.config, self.batch()))(self.params)
         return jax.tree.map(np.asarray, value)
 
     def against(self, config: ModelConfig, batch: TrainBatch) -> float:
-        """Loss and gradients of a variant against the plain ones."""
+        """Error of a variant's loss and gradients."""
         other = jax.jit(self.loss(config, batch))(self.params)
         return _tree_error(other, self.plain)
 
     def log_mel(self) -> float:
         import librosa
 
-        signal = self.signal[0]
-        ours = np.asarray(jax.jit(LogMel(80))(signal[None]))[0]
-        padded = np.pad(signal, (200, 0), mode="reflect")
-        padded = np.pad(padded.astype(np.float64), (0, MAX_FRAMES * HOP_LENGTH - signal.size + 200))
+        waveform = self.waveform[0]
+        log_mel = np.asarray(jax.jit(LogMel(80))(waveform[None]))[0]
+        padded = np.pad(waveform, (200, 0), mode="reflect")
+        padding = MAX_FRAMES * HOP_LENGTH - waveform.size + 200
+        padded = np.pad(padded.astype(np.float64), (0, padding))
         window = np.hanning(401)[:-1]
         starts = np.arange(MAX_FRAMES) * HOP_LENGTH
         spectrum = np.fft.rfft(padded[starts[:, None] + np.arange(400)] * window)
         filters = librosa.filters.mel(sr=16_000, n_fft=400, n_mels=80, dtype=np.float32)
         mel = np.log10(np.maximum(np.abs(spectrum) ** 2 @ filters.T.astype(np.float64), 1e-10))
         expected = (np.maximum(mel, mel.max() - 8) + 4) / 4
-        return float(np.abs(ours - expected[: len(ours)]).max())
+        return float(np.abs(log_mel - expected[: len(log_mel)]).max())
 
     def bucket(self) -> float:
         bound = bind(Qwen2Audio(self.config))
 
-        def encode(params: Params, signal: Any, frames: Any) -> jax.Array:
-            return bound(params).encode_audio(Audio(signal, frames))
+        def encode(params: Params, waveform: jax.Array, num_frames: jax.Array) -> jax.Array:
+            return bound(params).encode_audio(AudioInput(waveform, num_frames))
 
         batch = self.batch(slice(0, 1))
-        short = jax.jit(encode)(self.params, batch.signal, batch.frames)
-        window = np.pad(self.signal[:1], ((0, 0), (0, (MAX_FRAMES - _FRAMES) * HOP_LENGTH)))
-        whole = jax.jit(encode)(self.params, window, batch.frames)
-        n = int(token_count(self.frames[0]))
+        short = jax.jit(encode)(self.params, batch.waveform, batch.num_frames)
+        window = np.pad(self.waveform[:1], ((0, 0), (0, (MAX_FRAMES - _FRAMES) * HOP_LENGTH)))
+        whole = jax.jit(encode)(self.params, window, batch.num_frames)
+        n = int(num_audio_tokens(self.num_frames[0]))
         return _error(short[:, :n], whole[:, :n])
 
     def logits(self, batch: TrainBatch) -> np.ndarray:
@@ -215,66 +227,69 @@ class _Small:
 
         def run(params: Params, b: TrainBatch) -> jax.Array:
             model = bound(params)
-            return model.logits(model(b.tokens, b.segments, Audio(b.signal, b.frames))[0])
+            assert b.waveform is not None and b.num_frames is not None
+            audio = AudioInput(b.waveform, b.num_frames)
+            return model.logits(model(b.tokens, b.segment_ids, audio)[0])
 
         return np.asarray(jax.jit(run)(self.params, batch))
 
-    def alone(self) -> float:
-        together = self.logits(self.batch())
+    def single_row(self) -> float:
+        batched = self.logits(self.batch())
         errors = []
         for i in range(2):
-            n = int(self.segments[i].sum())
-            errors.append(_error(self.logits(self.batch(slice(i, i + 1)))[0, :n], together[i, :n]))
+            n = int(self.segment_ids[i].sum())
+            single = self.logits(self.batch(slice(i, i + 1)))
+            errors.append(_error(single[0, :n], batched[i, :n]))
         return max(errors)
 
     def cached(self) -> float:
-        """Greedy answers, token by token: the share that differs."""
+        """Greedy decoding: the fraction of tokens that differ."""
         batch, config = self.batch(slice(0, 1)), self.config
-        n = int(self.segments[0].sum())
+        n = int(self.segment_ids[0].sum())
         row = self.tokens[0, :n].tolist()
         inputs = {
             "input_ids": np.array([row]),
             "attention_mask": np.ones((1, n), np.int32),
-            "audio": batch.signal,
-            "audio_lengths": batch.frames * HOP_LENGTH,
+            "audio": batch.waveform,
+            "audio_lengths": self.num_frames[:1] * HOP_LENGTH,
         }
         engine = Engine(config, jax.tree.map(jnp.asarray, self.params))
-        answer = engine.generate(inputs, Sampling(max_new_tokens=6))[0]
+        answer = engine.generate(inputs, SamplingConfig(max_new_tokens=6))[0]
         expected: list[int] = []
         for _ in answer:
             tokens = np.array([row + expected])
-            whole = batch._replace(tokens=tokens, segments=np.ones_like(tokens))
+            whole = batch._replace(tokens=tokens, segment_ids=np.ones_like(tokens))
             expected.append(int(self.logits(whole)[0, -1].argmax()))
         return float(np.mean(np.array(answer) != np.array(expected)))
 
     def packed(self) -> float:
-        """Two records a row: half the rows, twice as long."""
-        half, width = self.rows // 2, self.tokens.shape[1]
+        """Two records per row: half the rows, twice as long."""
+        half, width = self.num_rows // 2, self.tokens.shape[1]
 
-        def side_by_side(x: np.ndarray) -> np.ndarray:
+        def pack(x: np.ndarray) -> np.ndarray:
             return x.reshape(half, 2 * width)
 
-        segments = self.segments.copy()
+        segments = self.segment_ids.copy()
         segments[1::2] *= 2
         batch = self.batch()._replace(
-            tokens=side_by_side(self.tokens),
-            segments=side_by_side(segments),
-            weights=side_by_side(self.weights),
+            tokens=pack(self.tokens),
+            segment_ids=pack(segments),
+            loss_weights=pack(self.loss_weights),
         )
         return self.against(self.config, batch)
 
     def unrolled(self) -> float:
-        return self.against(dataclasses.replace(self.config, unroll=True), self.batch())
+        return self.against(dataclasses.replace(self.config, unroll_layers=True), self.batch())
 
     def recomputed(self) -> float:
         return self.against(dataclasses.replace(self.config, remat="full"), self.batch())
 
     def accumulated(self) -> float:
-        bound, half = bind(Qwen2Audio(self.config)), self.rows // 2
+        bound, half = bind(Qwen2Audio(self.config)), self.num_rows // 2
 
-        def total(params: Params, batch: TrainBatch) -> Any:
-            sums = next_token_loss(bound(params), batch)
-            return sums.loss, sums.weight
+        def total(params: Params, batch: TrainBatch) -> tuple[jax.Array, jax.Array]:
+            out = next_token_loss(bound(params), batch)
+            return out.loss, out.weight
 
         gradient = jax.jit(jax.value_and_grad(total, has_aux=True))
         parts = [gradient(self.params, self.batch(s)) for s in (slice(half), slice(half, None))]
@@ -284,15 +299,15 @@ class _Small:
 
     def bfloat16(self) -> float:
         half = dataclasses.replace(self.config, dtype="bfloat16")
-        ours, _ = jax.jit(self.loss(half, self.batch()))(self.params)
-        return _error(ours, self.plain[0])
+        loss, _ = jax.jit(self.loss(half, self.batch()))(self.params)
+        return _error(loss, self.plain[0])
 
     def on_mesh(self, sizes: tuple[int, int, int]) -> float:
         mesh = make_mesh(MeshConfig(*sizes))
         with jax.set_mesh(mesh):
             abstract = checkpoint.abstract_params(Qwen2Audio(self.config), mesh)
             params = jax.tree.map(lambda x, a: jax.device_put(x, a.sharding), self.params, abstract)
-            step = self.loss(self.config, self.batch(), batch_shards(mesh))
+            step = self.loss(self.config, self.batch(), num_batch_shards(mesh))
             value, gradients = jax.jit(step)(params)
             return _tree_error((value, gradients), self.plain)
 
@@ -313,15 +328,15 @@ class _Small:
             return max(errors)
 
 
-def _error(ours: Any, expected: Any) -> float:
+def _error(found: AnyArray, expected: AnyArray) -> float:
     """Largest difference over largest magnitude."""
-    a, b = np.asarray(ours, np.float64), np.asarray(expected, np.float64)
+    a, b = np.asarray(found, np.float64), np.asarray(expected, np.float64)
     return float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30))
 
 
-def _tree_error(ours: Any, expected: Any) -> float:
-    """The worst `_error` of any leaf; leaves that are all but zero count against the largest."""
-    pairs = list(zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True))
+def _tree_error(found: PyTree, expected: PyTree) -> float:
+    """The largest `_error` of any leaf; nearly zero leaves are compared with the largest leaf."""
+    pairs = list(zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True))
     largest = max(float(np.abs(b).max()) for _, b in pairs)
     return max(
         float(np.abs(np.asarray(a) - np.asarray(b)).max())

@@ -51,7 +51,7 @@ def test_bad_rate_and_counts(
 ) -> None:
     command = ["generate", "--checkpoint", tiny_checkpoint]
     error = refused(capsys, *command, "--audio", sounds / "samples.npy", "--sampling-rate", "-1")
-    assert "sampling rate -1 is not one in Hz" in error
+    assert "sampling rate -1 is not a rate in Hz" in error
     error = refused(
         capsys, *command, "--raw", "--audio", sounds / "0.wav", "--prompt", "<|AUDIO|> what"
     )
@@ -59,14 +59,14 @@ def test_bad_rate_and_counts(
     manifest = tmp_path / "m.jsonl"
     manifest.write_text('{"messages": [{"role": "user", "content": "<|AUDIO|>"}]}\n')
     error = refused(capsys, "evaluate", "--checkpoint", tiny_checkpoint, manifest)
-    assert f"{manifest}:1: message 1: text holds <|AUDIO|>" in error
+    assert f"{manifest}:1: message 1: text contains <|AUDIO|>" in error
 
 
 def test_bad_checkpoints_and_settings(
     capsys: pytest.CaptureFixture, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     error = refused(capsys, "generate", "--checkpoint", tmp_path, "--prompt", "hi")
-    assert f"{tmp_path}: holds neither" in error
+    assert f"{tmp_path}: contains neither" in error
     error = refused(capsys, "convert", "to-jax", tmp_path, tmp_path / "x")
     assert "config.json: not found" in error
     config = tmp_path / "c.yaml"
@@ -138,7 +138,7 @@ def test_tokenizer_train_evaluate(
         "preset": "demo",
         "model": to_dict(tiny),
         "data": {"buckets": {0: 8, 104: 8, 204: 8}, "tokenizer": str(tmp_path / "t")},
-        "train": {"output": str(tmp_path / "run")},
+        "train": {"output_dir": str(tmp_path / "run")},
     }
     config.write_text(yaml.safe_dump(raw))
     command = [
@@ -202,4 +202,4 @@ def test_long_audio_of_a_module(sounds: Path, tiny_checkpoint: Path) -> None:
         [*command, "--max-new-tokens", "2"], capture_output=True, text=True, env={**os.environ}
     )
     assert done.returncode == 0
-    assert "warning: " in done.stderr and "only the first 30 s of 31.0 s are heard" in done.stderr
+    assert "warning: " in done.stderr and "truncated from 31.0 s to 30 s" in done.stderr

@@ -10,9 +10,9 @@ from qa_jax.config import (
     ModelConfig,
     RunConfig,
     from_hf,
+    load_run_config,
     parse,
     preset,
-    run_config,
     to_dict,
     to_hf,
 )
@@ -121,21 +121,21 @@ def test_wrong_settings_are_refused(raw: dict, argv: list[str], message: str) ->
 def test_files_hold_differences(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text("preset: demo\nmodel:\n  text: {num_hidden_layers: 3}\ntrain: {steps: 5}\n")
-    config = run_config(path, ["--train.steps=7", "--model.audio.encoder_layers", "1"])
+    config = load_run_config(path, ["--train.steps=7", "--model.audio.encoder_layers", "1"])
     assert (config.train.steps, config.model.text.num_hidden_layers) == (7, 3)
     assert config.model.audio.encoder_layers == 1
     assert config.model.text.hidden_size == preset("demo").text.hidden_size
-    bigger = run_config(path, ["--preset", "bench"])
+    bigger = load_run_config(path, ["--preset", "bench"])
     assert bigger.model.text.hidden_size == preset("bench").text.hidden_size
     with pytest.raises(InputError, match="did you mean demo"):
-        run_config(path, ["--preset=demp"])
+        load_run_config(path, ["--preset=demp"])
     with pytest.raises(InputError, match="not found"):
-        run_config(tmp_path / "absent.yaml")
+        load_run_config(tmp_path / "absent.yaml")
 
 
 def test_every_recipe_is_readable() -> None:
     recipes = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
     assert {"demo.yaml", "sft_7b.yaml"} <= {p.name for p in recipes}
     for path in recipes:
-        config = run_config(path)
+        config = load_run_config(path)
         assert parse(RunConfig, to_dict(config), path) == config

@@ -26,7 +26,7 @@ def test_it_fails_where_records_see_one_another(monkeypatch: pytest.MonkeyPatch)
         return call(self, tokens, segments > 0, *rest, **named)
 
     monkeypatch.setattr(Qwen2Audio, "__call__", as_one)
-    assert selftest._Small().packed() > 1e-3
+    assert selftest._SmallModel().packed() > 1e-3
 
 
 def test_kernels_are_checked() -> None:

@@ -1,4 +1,4 @@
-"""Whatever a user calls audio -> mono float32 at 16 kHz, or an error that says what is wrong."""
+"""Any supported audio input -> mono float32 at 16 kHz, or an error that names the cause."""
 
 from __future__ import annotations
 
@@ -6,43 +6,47 @@ import io
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from qa_jax.config import HOP_LENGTH, MAX_FRAMES, SAMPLE_RATE, token_count, valid_frames
-from qa_jax.data.archive import archived_samples, in_archive, read_clip
+from qa_jax.config import HOP_LENGTH, MAX_FRAMES, SAMPLE_RATE, num_audio_tokens, num_frames
+from qa_jax.data.audio_shards import is_in_shard, read_shard_clip, shard_num_samples
 from qa_jax.errors import InputError
+from qa_jax.typing import Float
+
+AudioSource: TypeAlias = Any
+"""What `load_audio` accepts. Typed as open because it is user input, checked at run time."""
 
 MAX_SAMPLES = MAX_FRAMES * HOP_LENGTH
 _MAX_CHANNELS = 8
 
 
 def load_audio(
-    audio: Any,
+    audio: AudioSource,
     *,
     sampling_rate: int | None = None,
     long_audio: str = "error",
     base: str | Path = "",
     name: str = "",
-) -> np.ndarray:
+) -> Float[np.ndarray, " S"]:
     """Reads, mixes down, resamples and checks one clip.
 
     Args:
-        audio: a path, also into a shard (see `qa_jax.data.archive`); the bytes of an audio file;
-            samples as an array; or samples with their rate, as (array, rate) or {"array": ...,
-            "sampling_rate": ...}. Stereo is averaged. Integer samples are scaled by their type's
-            full range.
-        sampling_rate: the rate in Hz of samples that come without one.
+        audio: a path, or a name in a shard (see `qa_jax.data.audio_shards`); the bytes of an audio
+            file; samples as an array; or samples with their rate, as (array, rate) or
+            {"array": ..., "sampling_rate": ...}. Stereo is averaged. Integer samples are scaled by
+            their type's full range.
+        sampling_rate: the rate in Hz of samples given without one.
         long_audio: what to do over 30 s: "error", or "truncate" with a warning.
-        base: directory that relative paths start from.
-        name: how errors call clips that have no path.
+        base: directory of relative paths.
+        name: name in errors of a clip that has no path.
 
     Returns:
-        (samples,) float32 at 16 kHz, long enough for one audio token and at most 30 s.
+        float32 at 16 kHz, long enough for one audio token and at most 30 s.
 
     Raises:
-        InputError: the clip is unreadable, too short, too long, holds NaN, or lacks its rate.
+        InputError: the clip is unreadable, too short, too long, contains NaN, or has no rate.
     """
     if isinstance(audio, Mapping) and "array" in audio:
         audio, sampling_rate = audio["array"], audio.get("sampling_rate", sampling_rate)
@@ -50,10 +54,10 @@ def load_audio(
         audio, sampling_rate = audio
     name = name or "audio"
     samples: np.ndarray
-    rate: Any
-    if in_archive(audio):
+    rate: float | None
+    if is_in_shard(audio):
         name = f"{Path(base) / audio}"
-        samples, rate = _decode(io.BytesIO(read_clip(audio, base)), name)
+        samples, rate = _decode(io.BytesIO(read_shard_clip(audio, base)), name)
     elif isinstance(audio, str | Path):
         path = Path(base) / str(audio).removeprefix("file://")
         name = str(path)
@@ -68,15 +72,15 @@ def load_audio(
     return _check(_resample(_mono(samples, name), rate, name), name, long_audio)
 
 
-def clip_samples(clip: Any, base: str | Path = "", long_audio: str = "error") -> int:
-    """Samples at 16 kHz that `load_audio` will give for a file, by its header alone.
+def clip_num_samples(clip: AudioSource, base: str | Path = "", long_audio: str = "error") -> int:
+    """Samples at 16 kHz that `load_audio` returns for a file, from its header alone.
 
-    Raises InputError for what the header already rules out.
+    Raises InputError for a file whose header shows that it cannot be used.
     """
     import soundfile
 
-    if in_archive(clip):
-        samples = archived_samples(clip)
+    if is_in_shard(clip):
+        samples = shard_num_samples(clip)
         _check_length(samples, str(clip), long_audio)
         return min(samples, MAX_SAMPLES)
     if not isinstance(clip, str | Path):
@@ -86,7 +90,7 @@ def clip_samples(clip: Any, base: str | Path = "", long_audio: str = "error") ->
         info = soundfile.info(path)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise _unreadable(path, error) from None
-    # An exact whole-number ceiling: a float would round 3 x 16000 / 48000 up by a sample.
+    # Integer ceiling: a float would round 3 x 16000 / 48000 up by one sample.
     samples = -(-info.frames * SAMPLE_RATE // info.samplerate)
     _check_length(samples, str(path), long_audio)
     return min(samples, MAX_SAMPLES)
@@ -131,7 +135,7 @@ def _mono(samples: np.ndarray, name: str) -> np.ndarray:
     if samples.dtype.kind != "f":
         raise InputError(name, f"samples are {samples.dtype}", "give floats or integers")
     if samples.ndim == 2 and not samples.size:
-        return np.zeros(0, np.float32)  # which is too short, whatever its channels
+        return np.zeros(0, np.float32)  # rejected below as too short
     if samples.ndim == 2:
         channels_first = samples.shape[0] <= _MAX_CHANNELS
         channels_last = samples.shape[1] <= _MAX_CHANNELS
@@ -145,13 +149,15 @@ def _mono(samples: np.ndarray, name: str) -> np.ndarray:
     return samples.astype(np.float32)
 
 
-def _resample(samples: np.ndarray, rate: Any, name: str) -> np.ndarray:
+def _resample(samples: np.ndarray, rate: float | None, name: str) -> np.ndarray:
     if rate is None:
         raise InputError(
             name, "samples without their sampling rate", "pass sampling_rate (--sampling-rate)"
         )
     if not isinstance(rate, int | float | np.number) or not 1_000 <= rate <= 768_000:
-        raise InputError(name, f"sampling rate {rate!r} is not one in Hz", "give for example 16000")
+        raise InputError(
+            name, f"sampling rate {rate!r} is not a rate in Hz", "give for example 16000"
+        )
     if rate == SAMPLE_RATE or not np.isfinite(samples).all():
         return samples
     import librosa
@@ -165,12 +171,12 @@ def _check(samples: np.ndarray, name: str, long_audio: str) -> np.ndarray:
         raise InputError(
             name,
             f"{bad.size} samples are NaN or infinite, the first at {bad[0]}",
-            "repair or leave out the clip",
+            "repair or remove the clip",
         )
     _check_length(samples.size, name, long_audio)
     if samples.size > MAX_SAMPLES:
         seconds = samples.size / SAMPLE_RATE
-        warnings.warn(f"{name}: only the first 30 s of {seconds:.1f} s are heard", stacklevel=4)
+        warnings.warn(f"{name}: truncated from {seconds:.1f} s to 30 s", stacklevel=4)
     return samples[:MAX_SAMPLES]
 
 
@@ -179,9 +185,9 @@ def _check_length(samples: int, name: str, long_audio: str) -> None:
         raise InputError(
             name,
             f"{samples / SAMPLE_RATE:.1f} s is over the model's 30 s",
-            'split the clip, or ask for long_audio="truncate" (--long-audio truncate)',
+            'split the clip, or set long_audio="truncate" (--long-audio truncate)',
         )
-    if token_count(valid_frames(samples)) < 1:
+    if num_audio_tokens(num_frames(samples)) < 1:
         raise InputError(
             name,
             f"{samples} samples ({samples / 16:.1f} ms) give no audio token",

@@ -1,10 +1,11 @@
-"""Messages to prompts: Qwen2-Audio's chat form, the same characters as transformers' template."""
+"""Messages to prompts: Qwen2-Audio's chat template, character for character as in transformers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from qa_jax.data.audio import AudioSource
 from qa_jax.data.tokenizer import AUDIO, AUDIO_BOS, AUDIO_EOS, IM_END, IM_START
 from qa_jax.errors import InputError
 
@@ -15,40 +16,43 @@ Message = Mapping[str, Any]
 
 
 class Span(NamedTuple):
-    """A piece of a prompt and whether the assistant wrote it (and a model should learn it)."""
+    """A part of a prompt, and whether it is a training target (the assistant's text)."""
 
     text: str
-    answer: bool
+    is_target: bool
 
 
 class Prompt(NamedTuple):
     """A conversation as text, and its clips in the order of their placeholders."""
 
     spans: list[Span]
-    audio: list[Any]
+    audio: list[AudioSource]
 
     @property
     def text(self) -> str:
         return "".join(span.text for span in self.spans)
 
 
-def render(messages: Sequence[Message], add_generation_prompt: bool = False) -> Prompt:
-    """Writes a conversation in ChatML.
+def apply_chat_template(messages: Sequence[Message], add_generation_prompt: bool = False) -> Prompt:
+    """Formats a conversation as ChatML.
 
-    A user turn of audio alone is voice chat, one with text is audio analysis: nothing else tells
-    them apart. Clips are numbered through the conversation. Without a system message the default
-    one is put first. Answers are the assistant's contents and the `<|im_end|>` that ends each.
+    A user turn with audio alone is voice chat, one with text is audio analysis; there is no other
+    switch. Clips are numbered through the conversation. Without a system message the default one is
+    inserted. Targets are the assistant's contents, each with the `<|im_end|>` that ends it.
 
     Args:
         messages: {"role": ..., "content": text or a list of parts}; a part is {"type": "text",
             "text": ...} or {"type": "audio", "audio": ...} (or "audio_url"), where the clip is
-            anything `load_audio` takes, with "sampling_rate" beside it if it is bare samples.
+            anything `load_audio` accepts, with "sampling_rate" beside it for bare samples.
         add_generation_prompt: whether to open the assistant's next turn.
+
+    Raises:
+        InputError: for a message or part of another form.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise InputError("messages", "not a list of messages", "give at least one")
     spans: list[Span] = []
-    clips: list[Any] = []
+    clips: list[AudioSource] = []
     for i, message in enumerate(messages):
         source = f"message {i + 1}"
         if not isinstance(message, Mapping) or "content" not in message:
@@ -70,16 +74,17 @@ def render(messages: Sequence[Message], add_generation_prompt: bool = False) -> 
     return Prompt(spans, clips)
 
 
-def _content(content: Any, clips_before: int, source: str) -> tuple[str, list[Any]]:
+def _content(content: object, num_clips_before: int, source: str) -> tuple[str, list[AudioSource]]:
     if isinstance(content, str):
         if AUDIO in content:
             raise InputError(
-                source, f"text holds {AUDIO}", 'give clips as parts: {"type": "audio", ...}'
+                source, f"text contains {AUDIO}", 'give clips as parts: {"type": "audio", ...}'
             )
         return content, []
     if not isinstance(content, Sequence):
         raise InputError(source, "content is neither text nor a list of parts")
-    text, clips = "", []
+    text = ""
+    clips: list[AudioSource] = []
     for part in content:
         if not isinstance(part, Mapping):
             raise InputError(source, f"part {part!r} is not an object", 'use {"type": "text", ...}')
@@ -88,7 +93,7 @@ def _content(content: Any, clips_before: int, source: str) -> tuple[str, list[An
             if clip is None:
                 raise InputError(source, "an audio part without audio", 'add "audio": PATH')
             clips.append((clip, part["sampling_rate"]) if "sampling_rate" in part else clip)
-            text += f"Audio {clips_before + len(clips)}: {PLACEHOLDER}\n"
+            text += f"Audio {num_clips_before + len(clips)}: {PLACEHOLDER}\n"
         elif "text" in part:
             text += part["text"]
         else:

@@ -1,9 +1,9 @@
-"""Manifests to an endless, resumable stream of device-ready batches.
+"""Manifests -> an endless, resumable stream of batches.
 
 Records are grouped by the length of their longest clip, so that a 3 s clip is never encoded as
-30 s, and every bucket has one shape, so that every bucket compiles once. Several short records may
-share a row. The order is a function of seed and epoch alone: an iterator's whole state is the
-number of the next batch. Each process reads the sound of its own rows only.
+30 s, and every bucket has one shape and compiles once. Several short records may share a row. The
+order is a function of seed and epoch alone: an iterator's whole state is the index of the next
+batch. Each process reads the audio of its own rows only.
 """
 
 from __future__ import annotations
@@ -13,84 +13,80 @@ import threading
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from qa_jax.config import (
     FRAME_MARGIN,
-    HOP_LENGTH,
     MAX_FRAMES,
     DataConfig,
-    token_count,
-    valid_frames,
+    JsonDict,
+    num_audio_tokens,
+    num_frames,
 )
-from qa_jax.data.audio import clip_samples
+from qa_jax.data.audio import clip_num_samples
+from qa_jax.data.batch import TrainBatch, stack_micro_batches, with_audio
 from qa_jax.data.manifest import Record, read_mixture
 from qa_jax.data.packing import clips_per_row, first_fit
 from qa_jax.data.processor import Processor
 from qa_jax.errors import InputError
+from qa_jax.typing import Float
 
 TOKEN_MULTIPLE = 16
-"""Rows are padded to a multiple of this, so that near-equal data sets share compiled programs."""
+"""Rows are padded to a multiple of this, so that similar datasets share compiled programs."""
 
 
-class TrainBatch(NamedTuple):
-    """One optimizer step's data: `accumulate` micro-batches of B rows and A clips.
+@runtime_checkable
+class BatchIterator(Protocol):
+    """Batches, with a state to resume from: a `grain.DatasetIterator`."""
 
-    Arrays of numpy as they are read, of JAX once they are placed.
+    def __next__(self) -> TrainBatch: ...
 
-    Attributes:
-        tokens: (accumulate, B, T) int32.
-        segments: (accumulate, B, T) int32: 1, 2, ... for the records that share a row, 0 at
-            padding (on the right).
-        weights: (accumulate, B, T) float32, how much predicting this token counts; 0 for what
-            the assistant did not write.
-        signal: (accumulate, A, S) float32 waveforms, or None in the bucket without audio.
-        frames: (accumulate, A) int32 valid log-mel frames, or None.
-        reference: (accumulate, B) float32 log-probabilities of the answers, where they are known
-            beforehand.
+    def get_state(self) -> JsonDict: ...
 
-    Of pairs, B is twice the bucket's rows: of each group's, the first half hold the better answers
-    and the second half the worse ones, to the same prompts and clips.
-    """
-
-    tokens: Any
-    segments: Any
-    weights: Any
-    signal: Any
-    frames: Any
-    reference: Any = None
+    def set_state(self, state: JsonDict) -> None: ...
 
 
 class Example(NamedTuple):
-    """A record with its length known: what is needed to plan, but not the sound."""
+    """A record that can be used, and what planning its batch needs."""
 
     record: Record
-    samples: tuple[int, ...]
-    tokens: int
+    num_samples: tuple[int, ...]
+    num_tokens: int
     bucket: int
 
 
-class TrainData:
+class LoadedExample(NamedTuple):
+    """A record read from disk.
+
+    Attributes:
+        completions: ids, and whether each is a target, of each completion.
+        waveforms: the clips.
+    """
+
+    completions: list[tuple[list[int], list[bool]]]
+    waveforms: list[np.ndarray]
+
+
+class TrainDataset:
     """The training records and the plan of their batches.
 
     Args:
         config: what to read and how to group it.
         processor: of the model being trained.
-        accumulate: micro-batches per step.
+        grad_accum_steps: micro-batches per step.
         length_exponent: see `TrainConfig.length_exponent`.
-        groups: devices that rows are cut over; each gets its own rows' clips.
-        pairs: whether the records are pairs of preferences; a bucket's rows are then pairs.
+        num_batch_shards: shards of the batch; each holds its own rows' clips.
+        num_completions: completions of every record, which become rows: 2 for preference pairs.
 
     Attributes:
-        examples: usable records, as often as an epoch holds them.
-        reference: (records, 2) log-probabilities of better and worse answers, for batches to hold;
-            None where there are none.
-        unusable: why others are left out, by "file:line"; at most `data.max_unusable`.
+        examples: usable records, repeated as an epoch repeats them.
+        reference_log_probs: of every example's completions, for batches to hold; or None.
+        bad_records: errors of skipped records by "file:line"; at most `data.max_bad_records`.
 
     Raises:
-        InputError: naming the first record that cannot be used and may not be left out, before
+        InputError: naming the first record that cannot be used and may not be skipped, before
             anything is computed.
     """
 
@@ -99,46 +95,51 @@ class TrainData:
         config: DataConfig,
         processor: Processor,
         *,
-        accumulate: int = 1,
+        grad_accum_steps: int = 1,
         length_exponent: float = 0.0,
-        groups: int = 1,
-        pairs: bool = False,
+        num_batch_shards: int = 1,
+        num_completions: int = 1,
     ) -> None:
-        self.config, self.processor, self.groups = config, processor, groups
-        self.pairs = pairs
-        self.reference: np.ndarray | None = None
-        self.accumulate, self.length_exponent = accumulate, length_exponent
-        for frames, rows in config.buckets.items():
-            if rows % groups or rows < 1 or frames % 4 or not 0 <= frames <= MAX_FRAMES:
-                raise InputError(
-                    f"data.buckets {frames}: {rows}",
-                    f"frames must be a multiple of 4 up to {MAX_FRAMES}, rows one of {groups}",
-                    "change the bucket",
-                )
-        self.unusable: dict[str, str] = {}
-        self._noting = threading.Lock()
-        # Opening files is waiting: threads make it a third shorter, or much on a network's disk.
-        with ThreadPoolExecutor(max(1, config.threads)) as pool:
-            measured = pool.map(self._measure, read_mixture(config.train, self._tolerate))
+        self.config, self.processor = config, processor
+        self.num_batch_shards, self.num_completions = num_batch_shards, num_completions
+        self.reference_log_probs: Float[np.ndarray, "examples completions"] | None = None
+        self.grad_accum_steps, self.length_exponent = grad_accum_steps, length_exponent
+        self._check_buckets()
+        self.bad_records: dict[str, str] = {}
+        self._lock = threading.Lock()
+        # Opening files is waiting: threads make it a third shorter, or more on network storage.
+        with ThreadPoolExecutor(max(1, config.num_threads)) as pool:
+            measured = pool.map(self._measure, read_mixture(config.train, self._on_error))
             self.examples = [example for example in measured if example is not None]
         if not self.examples:
-            raise InputError("data.train", "holds no usable record", "see the warnings above")
-        self._planned: dict[int, list[tuple[int, np.ndarray]]] = {}
+            raise InputError("data.train", "contains no usable record", "see the warnings above")
+        self._epoch_plans: dict[int, list[tuple[int, np.ndarray]]] = {}
         self._rows: dict[int, list[tuple[int, ...]]] = {}
         self._width: dict[int, int] = {}
         self._clips: dict[int, int] = {}
         for bucket in sorted({e.bucket for e in self.examples}):
             self._plan_rows(bucket)
 
+    def _check_buckets(self) -> None:
+        shards = self.num_batch_shards
+        for frames, rows in self.config.buckets.items():
+            if rows % shards or rows < 1 or frames % 4 or not 0 <= frames <= MAX_FRAMES:
+                raise InputError(
+                    f"data.buckets {frames}: {rows}",
+                    f"frames must be a multiple of 4 up to {MAX_FRAMES}, rows a multiple of "
+                    f"{shards}",
+                    "change the bucket",
+                )
+
     def _plan_rows(self, bucket: int) -> None:
-        """Which records share a row: the same in every epoch, whose order alone differs."""
+        """Which records share a row: the same in every epoch; only the order of rows differs."""
         members = [i for i, e in enumerate(self.examples) if e.bucket == bucket]
-        sizes = [(self.examples[i].tokens, len(self.examples[i].samples)) for i in members]
-        longest = max(tokens for tokens, _ in sizes)
-        width = max(longest, self.config.pack_tokens)
+        sizes = [(self.examples[i].num_tokens, len(self.examples[i].num_samples)) for i in members]
+        longest = max(num_tokens for num_tokens, _ in sizes)
+        width = max(longest, self.config.packed_length)
         self._width[bucket] = -(-width // TOKEN_MULTIPLE) * TOKEN_MULTIPLE
         self._clips[bucket] = 1
-        if self.config.pack_tokens:
+        if self.config.packed_length:
             order = np.random.default_rng([self.config.seed, bucket]).permutation(len(members))
             self._clips[bucket] = clips_per_row(sizes, self._width[bucket])
             capacity = self._width[bucket], self._clips[bucket]
@@ -156,228 +157,223 @@ class TrainData:
 
     @property
     def padding(self) -> float:
-        """Share of an epoch's token slots that hold no token."""
-        slots = sum(
+        """Padding fraction of an epoch's tokens."""
+        size = sum(
             math.ceil(len(rows) / self._rows_per_step(b)) * self._rows_per_step(b) * self._width[b]
             for b, rows in self._rows.items()
         )
-        return 1 - sum(example.tokens for example in self.examples) / slots
+        return 1 - sum(example.num_tokens for example in self.examples) / size
 
     def _rows_per_step(self, bucket: int) -> int:
-        return self.config.buckets[bucket] * self.accumulate
+        return self.config.buckets[bucket] * self.grad_accum_steps
 
-    def _tolerate(self, error: InputError, source: str) -> None:
-        """Counts and names an unusable record; raises once there are more than are allowed."""
+    def _on_error(self, error: InputError, source: str) -> None:
+        """Records an unusable record; raises once there are more than allowed."""
         error = error.within(source)
-        allowed = self.config.max_unusable
-        with self._noting:
-            if source in self.unusable:
+        allowed = self.config.max_bad_records
+        with self._lock:
+            if source in self.bad_records:
                 return
-            self.unusable[source] = str(error)
-            if len(self.unusable) > allowed:
+            self.bad_records[source] = str(error)
+            if len(self.bad_records) > allowed:
                 if not allowed:
                     raise error
                 raise InputError(
                     str(source),
-                    f"is the {len(self.unusable)}th unusable record, data.max_unusable is "
-                    f"{allowed} ({error.cause})",
+                    f"is bad record {len(self.bad_records)}, data.max_bad_records is {allowed} "
+                    f"({error.cause})",
                     "run: qa-jax data check MANIFEST",
                 )
-        warnings.warn(f"left out: {error}", stacklevel=2)
+        warnings.warn(f"skipped: {error}", stacklevel=2)
 
     def _measure(self, record: Record) -> Example | None:
         try:
-            return self._measured(record)
+            return self._measure_or_raise(record)
         except InputError as error:
-            self._tolerate(error, record.source)
+            self._on_error(error, record.source)
             return None
 
-    def _measured(self, record: Record) -> Example:
+    def _measure_or_raise(self, record: Record) -> Example:
         try:
-            samples = tuple(
-                clip_samples(clip, record.base, self.config.long_audio)
+            num_samples = tuple(
+                clip_num_samples(clip, record.base, self.config.long_audio)
                 for clip in record.prompt.audio
             )
-            if self.pairs != (record.rejected is not None):
+            completions = record.completions()
+            if len(completions) != self.num_completions:
                 raise InputError(
                     "record",
-                    f"is {'no' if self.pairs else 'a'} pair of preferences",
-                    f"set train.objective to {'answers' if self.pairs else 'preferences'}",
+                    f"has {len(completions)} completion(s), train.objective needs "
+                    f"{self.num_completions}",
+                    "name a manifest of that form, or another train.objective",
                 )
-            tokens = self.processor.count(record.versions(), samples, self.config.max_tokens)
+            num_tokens = self.processor.count_tokens(
+                completions, num_samples, self.config.max_tokens
+            )
         except InputError as error:
             raise error.within(record.source) from None
-        frames = max((valid_frames(s) for s in samples), default=0)
-        need = min(frames + FRAME_MARGIN, MAX_FRAMES) if samples else 0
-        # A record without audio rides along in the shortest bucket where there is none for it.
-        fits = [b for b in self.config.buckets if b >= need]
+        frames = max((num_frames(s) for s in num_samples), default=0)
+        required = min(frames + FRAME_MARGIN, MAX_FRAMES) if num_samples else 0
+        # Text-only records use the smallest bucket.
+        fits = [b for b in self.config.buckets if b >= required]
         if not fits:
             raise InputError(
                 record.source,
-                f"needs a bucket of {need} frames, the largest is {max(self.config.buckets)}",
+                f"needs a bucket of {required} frames, the largest is {max(self.config.buckets)}",
                 "add one to data.buckets",
             )
-        return Example(record, samples, tokens, min(fits))
+        return Example(record, num_samples, num_tokens, min(fits))
 
     def _epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
         """All steps of an epoch in order: (bucket, rows). The last of a bucket may be short."""
-        if epoch in self._planned:
-            return self._planned[epoch]
+        if epoch in self._epoch_plans:
+            return self._epoch_plans[epoch]
         rng = np.random.default_rng([self.config.seed, epoch])
         steps = []
         for bucket, rows in self._rows.items():
             order, size = rng.permutation(len(rows)), self._rows_per_step(bucket)
             steps += [(bucket, order[i : i + size]) for i in range(0, len(order), size)]
         plan = [steps[i] for i in rng.permutation(len(steps))]
-        # Two epochs are kept: threads that read ahead are still asked for the one before.
-        self._planned = {e: p for e, p in self._planned.items() if e == epoch - 1} | {epoch: plan}
+        # Two epochs are kept: prefetching threads may still need the one before.
+        self._epoch_plans = {e: p for e, p in self._epoch_plans.items() if e == epoch - 1}
+        self._epoch_plans[epoch] = plan
         return plan
 
-    def batch(self, step: int, groups: Sequence[int] | None = None) -> TrainBatch:
+    def batch(self, step: int, shards: Sequence[int] | None = None) -> TrainBatch:
         """The data of a step, counted from 0 through all epochs.
 
-        `groups` names those groups of rows that this process needs (all by default): the batch then
-        holds their rows and clips alone, one group after the other.
+        `shards` names the batch shards of this process (all by default): the batch then holds their
+        rows and clips only, one shard after the other.
         """
-        bucket, members = self._at(step)
+        bucket, members = self._step_plan(step)
         rows = self.config.buckets[bucket]
-        some = range(self.groups) if groups is None else groups
-        micro = [members[i * rows : (i + 1) * rows] for i in range(self.accumulate)]
-        return _stack([self._micro_batch(bucket, m, some) for m in micro], len(some))
+        local = range(self.num_batch_shards) if shards is None else shards
+        micro = [members[i * rows : (i + 1) * rows] for i in range(self.grad_accum_steps)]
+        return stack_micro_batches([self._micro_batch(bucket, m, local) for m in micro], len(local))
 
-    def _at(self, step: int) -> tuple[int, np.ndarray]:
+    def _step_plan(self, step: int) -> tuple[int, np.ndarray]:
         epoch, index = divmod(step, self.steps_per_epoch)
         return self._epoch(epoch)[index]
 
     def sources(self, step: int) -> list[str]:
-        """Where the records of a step came from, "file:line" each."""
-        return [self.examples[i].record.source for i in self.members(step)]
+        """Sources of a step's records, "file:line" each."""
+        return [self.examples[i].record.source for i in self.example_indices(step)]
 
-    def members(self, step: int) -> list[int]:
-        """Which of `examples` a step holds, in the order of its rows."""
-        bucket, rows = self._at(step)
+    def example_indices(self, step: int) -> list[int]:
+        """Indices into `examples` of a step's records, in the order of its rows."""
+        bucket, rows = self._step_plan(step)
         return [i for row in rows for i in self._rows[bucket][row]]
 
-    def _micro_batch(self, bucket: int, members: np.ndarray, groups: Sequence[int]) -> TrainBatch:
-        per_group, width = self.config.buckets[bucket] // self.groups, self._width[bucket]
-        copies = 2 if self.pairs else 1
-        shape = (copies * per_group * len(groups), width)
-        tokens = np.full(shape, self.processor.pad_id, np.int32)
-        segments = np.zeros(shape, np.int32)
-        weights = np.zeros(shape, np.float32)
-        reference = None if self.reference is None else np.zeros(shape[0], np.float32)
-        clips: list[list[np.ndarray]] = [[] for _ in groups]
-        shares = [members[i : i + per_group] for i in range(0, self.groups * per_group, per_group)]
-        # The number of clips is decided by what all processes know, not by what this one reads.
-        rows = self._rows[bucket]
-        slots = max(
-            sum(len(self.examples[i].samples) for m in share for i in rows[m]) for share in shares
+    def _micro_batch(self, bucket: int, members: np.ndarray, shards: Sequence[int]) -> TrainBatch:
+        per_shard, width = self.config.buckets[bucket] // self.num_batch_shards, self._width[bucket]
+        shape = (self.num_completions * per_shard * len(shards), width)
+        has_reference = self.reference_log_probs is not None
+        batch = TrainBatch(
+            tokens=np.full(shape, self.processor.pad_id, np.int32),
+            segment_ids=np.zeros(shape, np.int32),
+            loss_weights=np.zeros(shape, np.float32),
+            waveform=None,
+            num_frames=None,
+            reference_log_probs=np.zeros(shape[0], np.float32) if has_reference else None,
         )
-        for at, group in enumerate(groups):
-            for row, member in enumerate(shares[group], start=at * copies * per_group):
+        starts = range(0, self.num_batch_shards * per_shard, per_shard)
+        shard_members = [members[i : i + per_shard] for i in starts]
+        waveforms: list[list[np.ndarray]] = [[] for _ in shards]
+        for i, shard in enumerate(shards):
+            first_row = i * self.num_completions * per_shard
+            for row, member in enumerate(shard_members[shard], start=first_row):
                 start = 0
-                for index in rows[member]:
-                    read = self._read(self.examples[index])
-                    if read is None:
+                for index in self._rows[bucket][member]:
+                    loaded = self._load(self.examples[index])
+                    if loaded is None:
                         continue
-                    versions, waves = read
-                    for copy, (ids, answer) in enumerate(versions):
-                        place = row + copy * per_group
-                        here = slice(start, start + len(ids))
-                        tokens[place, here] = ids
-                        segments[place, here] = segments[place].max() + 1
-                        weight = float(sum(answer)) ** self.length_exponent
-                        weights[place, here] = np.array(answer) * weight
-                        if reference is not None and self.reference is not None:
-                            reference[place] = self.reference[index, copy]
-                    start += len(versions[0][0])
-                    clips[at] += waves
+                    self._fill(batch, row, start, per_shard, index, loaded)
+                    start += len(loaded.completions[0][0])
+                    waveforms[i] += loaded.waveforms
         if not bucket:
-            return TrainBatch(tokens, segments, weights, None, None, reference)
-        slots = -(-max(slots, self._clips[bucket] * per_group) // per_group) * per_group
-        signal = np.zeros((len(groups), slots, bucket * HOP_LENGTH), np.float32)
-        frames = np.zeros((len(groups), slots), np.int32)
-        for at, waves in enumerate(clips):
-            for i, wave in enumerate(waves):
-                signal[at, i, : wave.size] = wave
-                frames[at, i] = valid_frames(wave.size)
-        sound = signal.reshape(-1, signal.shape[-1]), frames.reshape(-1)
-        return TrainBatch(tokens, segments, weights, *sound, reference)
+            return batch
+        # From what all processes know rather than from what this one reads: all need one shape.
+        num_clips = max(
+            sum(len(self.examples[i].num_samples) for m in shard for i in self._rows[bucket][m])
+            for shard in shard_members
+        )
+        num_clips = max(num_clips, self._clips[bucket] * per_shard)
+        return with_audio(batch, waveforms, -(-num_clips // per_shard) * per_shard, bucket)
 
-    def _read(
-        self, example: Example
-    ) -> tuple[list[tuple[list[int], list[bool]]], list[np.ndarray]] | None:
-        """A record's ids and which of them are answers, of a pair for both answers, and its sound;
-        None for an unusable one."""
+    def _fill(
+        self,
+        batch: TrainBatch,
+        row: int,
+        start: int,
+        per_shard: int,
+        index: int,
+        loaded: LoadedExample,
+    ) -> None:
+        """Writes an example's completions into their rows, from token `start` on."""
+        for completion, (ids, is_target) in enumerate(loaded.completions):
+            r, columns = row + completion * per_shard, slice(start, start + len(ids))
+            batch.tokens[r, columns] = ids
+            batch.segment_ids[r, columns] = batch.segment_ids[r].max() + 1
+            weight = float(sum(is_target)) ** self.length_exponent
+            batch.loss_weights[r, columns] = np.array(is_target) * weight
+            if batch.reference_log_probs is not None and self.reference_log_probs is not None:
+                batch.reference_log_probs[r] = self.reference_log_probs[index, completion]
+
+    def _load(self, example: Example) -> LoadedExample | None:
+        """Reads an example; None if it cannot be used and may be skipped."""
         try:
-            waves = self._load(example)
+            waveforms = self._load_audio(example)
         except InputError as error:
-            self._tolerate(error, example.record.source)
+            self._on_error(error, example.record.source)
             return None
-        sizes = [wave.size for wave in waves]
-        versions = example.record.versions()
-        return [self.processor.expand_answers(prompt, sizes) for prompt in versions], waves
+        sizes = [waveform.size for waveform in waveforms]
+        completions = example.record.completions()
+        tokenized = [self.processor.tokenize_with_targets(c, sizes) for c in completions]
+        return LoadedExample(tokenized, waveforms)
 
-    def _load(self, example: Example) -> list[np.ndarray]:
+    def _load_audio(self, example: Example) -> list[np.ndarray]:
         record = example.record
         try:
-            waves = self.processor.load(
+            waveforms = self.processor.load(
                 record.prompt.audio, base=record.base, long_audio=self.config.long_audio
             )
         except InputError as error:
             raise error.within(record.source) from None
-        # An MP3's header may be a few frames off its sound; what matters is that the sound fits.
-        longest = max((valid_frames(wave.size) for wave in waves), default=0)
-        tokens = sum(token_count(valid_frames(wave.size)) for wave in waves)
-        more = tokens - sum(token_count(valid_frames(n)) for n in example.samples)
+        # An MP3's header may be a few frames off; the clip may be longer as long as it fits.
+        longest = max((num_frames(waveform.size) for waveform in waveforms), default=0)
+        tokens = sum(num_audio_tokens(num_frames(waveform.size)) for waveform in waveforms)
+        more = tokens - sum(num_audio_tokens(num_frames(n)) for n in example.num_samples)
         fits = longest + FRAME_MARGIN <= example.bucket or longest <= MAX_FRAMES == example.bucket
-        # A packed row has room for what was planned, another for all of its width.
-        room = 0 if self.config.pack_tokens else self._width[example.bucket] - example.tokens
-        if waves and (not fits or more > room):
+        # A packed row has room for what was planned; another row for all of its width.
+        packed = self.config.packed_length > 0
+        room = 0 if packed else self._width[example.bucket] - example.num_tokens
+        if waveforms and (not fits or more > room):
             raise InputError(
                 record.source,
-                f"holds {longest} frames, more than its header says",
+                f"contains {longest} frames, more than its header says",
                 "convert the file to wav or flac",
             )
-        return waves
+        return waveforms
 
-    def iterate(self, groups: Sequence[int] | None = None) -> Any:
-        """A Grain iterator over all steps, decoding ahead in threads, with get_state/set_state."""
+    def iterate(self, shards: Sequence[int] | None = None) -> BatchIterator:
+        """A Grain iterator over all steps that decodes ahead in threads."""
         import grain
 
+        num_threads = self.config.num_threads
         read = grain.ReadOptions(
-            num_threads=self.config.threads, prefetch_buffer_size=2 * max(1, self.config.threads)
+            num_threads=num_threads, prefetch_buffer_size=2 * max(1, num_threads)
         )
-        return iter(grain.MapDataset.source(_Steps(self, groups)).to_iter_dataset(read))
+        return iter(grain.MapDataset.source(_Steps(self, shards)).to_iter_dataset(read))
 
 
 class _Steps:
-    """What Grain sees: a sequence of batches with no end in sight."""
+    """The batches as an endless sequence, for Grain."""
 
-    def __init__(self, data: TrainData, groups: Sequence[int] | None) -> None:
-        self.data, self.groups = data, groups
+    def __init__(self, data: TrainDataset, shards: Sequence[int] | None) -> None:
+        self.data, self.shards = data, shards
 
     def __len__(self) -> int:
         return 2**40
 
     def __getitem__(self, step: int) -> TrainBatch:
-        return self.data.batch(int(step), self.groups)
-
-
-def _stack(micro: list[TrainBatch], groups: int) -> TrainBatch:
-    """Micro-batches as one; those whose groups have fewer clips are filled up."""
-    clips = max(0 if m.frames is None else len(m.frames) // groups for m in micro)
-
-    def fill(x: Any) -> np.ndarray:
-        x = x.reshape(groups, -1, *x.shape[1:])
-        x = np.pad(x, [(0, 0), (0, clips - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
-        return x.reshape(groups * clips, *x.shape[2:])
-
-    return TrainBatch(
-        tokens=np.stack([m.tokens for m in micro]),
-        segments=np.stack([m.segments for m in micro]),
-        weights=np.stack([m.weights for m in micro]),
-        signal=np.stack([fill(m.signal) for m in micro]) if clips else None,
-        frames=np.stack([fill(m.frames) for m in micro]) if clips else None,
-        reference=None if micro[0].reference is None else np.stack([m.reference for m in micro]),
-    )
+        return self.data.batch(int(step), self.shards)

@@ -1,6 +1,6 @@
-"""Text and sound to the arrays that the model reads.
+"""Tokenisation and audio loading -> padded batches.
 
-This is the one place where an `<|AUDIO|>` becomes as many ids as the encoder gives embeddings.
+Only this module expands an `<|AUDIO|>` into one id for each of the encoder's embeddings.
 """
 
 from __future__ import annotations
@@ -8,22 +8,24 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qa_jax.config import SAMPLE_RATE, token_count, valid_frames
-from qa_jax.data.audio import load_audio
-from qa_jax.data.chat import Message, Prompt, render
+from qa_jax.config import SAMPLE_RATE, num_audio_tokens, num_frames
+from qa_jax.data.audio import AudioSource, load_audio
+from qa_jax.data.chat import Message, Prompt, apply_chat_template
 from qa_jax.data.tokenizer import AUDIO, END_OF_TEXT, Tokenizer
 from qa_jax.errors import InputError
+from qa_jax.typing import Float
 
 Batch = dict[str, np.ndarray]
 """Arrays of a padded batch:
 
     input_ids       (B, T) int32, placeholders expanded
     attention_mask  (B, T) int32, 0 at padding
-    audio           (A, S) float32 waveforms at 16 kHz, zero-filled; only where there are clips
+    audio           (A, S) float32 waveforms at 16 kHz, zero-padded; only if there are clips
     audio_lengths   (A,) int32, samples of each clip
 """
 
@@ -48,24 +50,24 @@ class Processor:
     def __call__(
         self,
         text: str | Sequence[str],
-        audio: Any = None,
+        audio: AudioSource = None,
         *,
-        audios: Any = None,
+        audios: AudioSource = None,
         sampling_rate: int | None = None,
         padding_side: str = "left",
         long_audio: str | None = None,
     ) -> Batch:
-        """Raw prompts, as transformers' processor takes them.
+        """A batch of raw prompts, with the arguments of transformers' processor.
 
         Args:
             text: one prompt or several, with one `<|AUDIO|>` for each clip.
             audio: one clip or a list of them, in the order of the placeholders through all
-                prompts; see `load_audio` for what a clip can be.
+                prompts, each in any form that `load_audio` accepts.
             audios: an older name of `audio`.
             sampling_rate: the rate of clips given as bare arrays; as in transformers, it must be
-                16,000. Give (array, rate) for a clip of another rate and it is resampled.
-            padding_side: where shorter rows are padded: "left" to generate.
-            long_audio: replaces the processor's own setting in this call.
+                16,000. A clip of another rate is given as (array, rate) and is resampled.
+            padding_side: side on which shorter rows are padded: "left" for generation.
+            long_audio: overrides the processor's setting in this call.
 
         Raises:
             InputError: clips and placeholders differ in number, or a clip cannot be used.
@@ -75,44 +77,44 @@ class Processor:
         if sampling_rate is not None and sampling_rate != SAMPLE_RATE:
             raise InputError(
                 "sampling_rate",
-                f"{sampling_rate} Hz, the model hears {SAMPLE_RATE} Hz",
+                f"{sampling_rate} Hz, the model's rate is {SAMPLE_RATE} Hz",
                 "give each clip as (array, rate) to have it resampled",
             )
         texts = [text] if isinstance(text, str) else list(text)
         clips = _as_list(audio if audios is None else audios)
         if sum(t.count(AUDIO) for t in texts) != len(clips):
             raise _count_error("text", sum(t.count(AUDIO) for t in texts), len(clips))
-        waves = self.load(clips, sampling_rate=sampling_rate, long_audio=long_audio)
-        sizes = iter([w.size for w in waves])
-        rows = [self.expand(t, list(itertools.islice(sizes, t.count(AUDIO)))) for t in texts]
-        return self.collate(rows, waves, padding_side)
+        waveforms = self.load(clips, sampling_rate=sampling_rate, long_audio=long_audio)
+        sizes = iter([w.size for w in waveforms])
+        rows = [self.tokenize(t, list(itertools.islice(sizes, t.count(AUDIO)))) for t in texts]
+        return self.collate(rows, waveforms, padding_side)
 
-    def apply_chat(
+    def apply_chat_template(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         add_generation_prompt: bool = True,
         padding_side: str = "left",
         long_audio: str | None = None,
     ) -> Batch:
-        """One conversation or a list of them; see `qa_jax.data.chat.render` for their form."""
+        """A batch of one conversation or several; see `qa_jax.data.apply_chat_template`."""
         single = bool(messages) and not isinstance(messages[0], list | tuple)
         conversations: Any = [messages] if single else messages
-        rows, waves = [], []
+        rows, waveforms = [], []
         for conversation in conversations:
-            prompt = render(conversation, add_generation_prompt)
-            here = self.load(prompt.audio, long_audio=long_audio)
-            rows.append(self.expand(prompt.text, [w.size for w in here]))
-            waves += here
-        return self.collate(rows, waves, padding_side)
+            prompt = apply_chat_template(conversation, add_generation_prompt)
+            loaded = self.load(prompt.audio, long_audio=long_audio)
+            rows.append(self.tokenize(prompt.text, [w.size for w in loaded]))
+            waveforms += loaded
+        return self.collate(rows, waveforms, padding_side)
 
     def load(
         self,
-        clips: Sequence[Any],
+        clips: Sequence[AudioSource],
         *,
         sampling_rate: int | None = None,
         long_audio: str | None = None,
-        base: Any = "",
-    ) -> list[np.ndarray]:
+        base: str | Path = "",
+    ) -> list[Float[np.ndarray, " _"]]:
         """Reads clips; see `load_audio`."""
         return [
             load_audio(
@@ -125,71 +127,76 @@ class Processor:
             for i, clip in enumerate(clips)
         ]
 
-    def expand(self, text: str, samples: Sequence[int]) -> list[int]:
-        """Ids of a prompt whose clips have so many samples each."""
+    def tokenize(self, text: str, num_samples: Sequence[int]) -> list[int]:
+        """Ids of a prompt whose clips have `num_samples` samples each."""
         ids = self.tokenizer.encode(text)
-        if ids.count(self.audio_token_id) != len(samples):
-            raise _count_error("prompt", ids.count(self.audio_token_id), len(samples))
-        counts = iter(token_count(valid_frames(n)) for n in samples)
+        if ids.count(self.audio_token_id) != len(num_samples):
+            raise _count_error("prompt", ids.count(self.audio_token_id), len(num_samples))
+        counts = iter(num_audio_tokens(num_frames(n)) for n in num_samples)
         expanded: list[int] = []
         for i in ids:
             expanded += [i] * next(counts) if i == self.audio_token_id else [i]
         return expanded
 
-    def expand_answers(
-        self, prompt: Prompt, samples: Sequence[int]
+    def tokenize_with_targets(
+        self, prompt: Prompt, num_samples: Sequence[int]
     ) -> tuple[list[int], list[bool]]:
-        """Ids of a conversation and, for each, whether the assistant wrote it.
+        """Ids of a conversation and, for each, whether it is a training target.
 
-        Spans are tokenized apart: each begins or ends with a special token or a newline, where the
-        tokenizer cuts anyway.
+        Spans are tokenized separately: each begins or ends with a special token or a newline, where
+        the pre-tokenizer splits in any case.
         """
         ids: list[int] = []
-        answer: list[bool] = []
-        rest = list(samples)
+        is_target: list[bool] = []
+        remaining = list(num_samples)
         for span in prompt.spans:
-            clips = span.text.count(AUDIO)
-            new = self.expand(span.text, rest[:clips])
-            rest = rest[clips:]
+            num_clips = span.text.count(AUDIO)
+            new = self.tokenize(span.text, remaining[:num_clips])
+            remaining = remaining[num_clips:]
             ids += new
-            answer += [span.answer] * len(new)
-        return ids, answer
+            is_target += [span.is_target] * len(new)
+        return ids, is_target
 
-    def count(self, prompts: Sequence[Prompt], samples: Sequence[int], most: int) -> int:
-        """Tokens of the longest of some conversations about the same clips; raises InputError where
-        these are more than `most`."""
-        longest = max(len(self.expand_answers(prompt, samples)[0]) for prompt in prompts)
-        if longest > most:
+    def count_tokens(
+        self, completions: Sequence[Prompt], num_samples: Sequence[int], max_tokens: int
+    ) -> int:
+        """Tokens of the longest of a record's completions; raises InputError if they are more than
+        `max_tokens`."""
+        longest = max(len(self.tokenize_with_targets(c, num_samples)[0]) for c in completions)
+        if longest > max_tokens:
             raise InputError(
                 "record",
-                f"{longest} tokens are over data.max_tokens = {most}",
+                f"{longest} tokens are over data.max_tokens = {max_tokens}",
                 "raise it, or split the record",
             )
         return longest
 
     def collate(
-        self, rows: Sequence[Sequence[int]], waves: Sequence[np.ndarray], padding_side: str
+        self,
+        rows: Sequence[Sequence[int]],
+        waveforms: Sequence[Float[np.ndarray, " _"]],
+        padding_side: str,
     ) -> Batch:
-        """Pads rows of ids to the longest, and clips likewise."""
+        """Pads rows of ids, and clips, to the longest of each."""
         if padding_side not in ("left", "right"):
             raise InputError("padding_side", f"{padding_side!r}", 'use "left" or "right"')
         width = max(map(len, rows))
         ids = np.full((len(rows), width), self.pad_id, np.int32)
         mask = np.zeros((len(rows), width), np.int32)
         for i, row in enumerate(rows):
-            at = slice(width - len(row), None) if padding_side == "left" else slice(len(row))
-            ids[i, at], mask[i, at] = row, 1
+            columns = slice(width - len(row), None) if padding_side == "left" else slice(len(row))
+            ids[i, columns], mask[i, columns] = row, 1
         batch = {"input_ids": ids, "attention_mask": mask}
-        if waves:
-            lengths = np.array([w.size for w in waves], np.int32)
-            audio = np.zeros((len(waves), lengths.max()), np.float32)
-            for row, wave in zip(audio, waves, strict=True):
-                row[: wave.size] = wave
+        if waveforms:
+            lengths = np.array([w.size for w in waveforms], np.int32)
+            audio = np.zeros((len(waveforms), lengths.max()), np.float32)
+            for row, waveform in zip(audio, waveforms, strict=True):
+                row[: waveform.size] = waveform
             batch |= {"audio": audio, "audio_lengths": lengths}
         return batch
 
 
-def _as_list(audio: Any) -> list[Any]:
+def _as_list(audio: AudioSource) -> list[AudioSource]:
     """Clips as a list; a single path, file, array or (array, rate) becomes a list of one."""
     if audio is None:
         return []

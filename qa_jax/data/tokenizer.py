@@ -1,4 +1,4 @@
-"""Text to ids and back: byte-level BPE for released models, SentencePiece for ones made here."""
+"""Text to ids and back: byte-level BPE for released models, SentencePiece for new models."""
 
 from __future__ import annotations
 
@@ -6,33 +6,37 @@ import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from qa_jax.config import read_json
 from qa_jax.errors import InputError
+
+if TYPE_CHECKING:
+    import tokenizers
 
 AUDIO, AUDIO_BOS, AUDIO_EOS = "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"
 IM_START, IM_END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 SPECIAL_TOKENS = (END_OF_TEXT, IM_START, IM_END, AUDIO, AUDIO_BOS, AUDIO_EOS)
 
-# Qwen2's way of cutting text into words before byte pairs are merged (its tokenizer.json has it).
-_QWEN2_WORDS = (
+# Qwen2's pre-tokenizer regex, from its tokenizer.json.
+_QWEN2_PRE_TOKENIZER = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
-    """What the rest of the project knows of a tokenizer."""
+    """The tokenizer interface."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text; special tokens written in it become their single ids."""
+        """Ids of a text; a special token in it becomes its single id."""
 
-    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """The text of ids; bytes that do not yet make a character become U+FFFD."""
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of ids; the bytes of an incomplete character become U+FFFD."""
 
     def id_of(self, token: str) -> int:
-        """The id of a special token; raises InputError where the vocabulary lacks it."""
+        """The id of a special token; raises InputError if the vocabulary lacks it."""
 
     @property
     def vocab_size(self) -> int:
@@ -43,8 +47,8 @@ class ByteLevelBPE:
     """A released checkpoint's tokenizer, through the `tokenizers` library.
 
     Args:
-        directory: holds tokenizer.json, or vocab.json and merges.txt. Special tokens and their ids
-            come from these files alone.
+        directory: with tokenizer.json, or vocab.json and merges.txt. Special tokens and their ids
+            are read from these files alone.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -59,8 +63,8 @@ class ByteLevelBPE:
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
-    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def id_of(self, token: str) -> int:
         found = self._tokenizer.token_to_id(token)
@@ -91,10 +95,12 @@ class SentencePiece:
     def encode(self, text: str) -> list[int]:
         return self._model.encode(text)
 
-    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        # A model's vocabulary is rounded up: ids past the last piece stand for nothing.
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        # A model's vocabulary is rounded up: ids past the last piece have no text.
         known = [int(i) for i in ids if i < self.vocab_size]
-        return self._model.decode([i for i in known if not (skip_special and i in self._special)])
+        return self._model.decode(
+            [i for i in known if not (skip_special_tokens and i in self._special)]
+        )
 
     def id_of(self, token: str) -> int:
         found = self._model.piece_to_id(token)
@@ -114,9 +120,8 @@ class SentencePiece:
     ) -> SentencePiece:
         """Trains a model on lines of text and saves it.
 
-        Newline, the special tokens and `phrases` get ids of their own, characters never seen fall
-        back to bytes. Pieces are merged pairs, because those end as whole words where a vocabulary
-        is small.
+        Newline, the special tokens and `phrases` get ids of their own; unseen characters fall back
+        to bytes. The model type is BPE, which merges up to whole words in a small vocabulary.
         """
         from sentencepiece import SentencePieceTrainer
 
@@ -131,7 +136,7 @@ class SentencePiece:
                 user_defined_symbols=[*SPECIAL_TOKENS, "\n", *phrases],
                 byte_fallback=True,
                 character_coverage=1.0,
-                # Text comes back exactly as it went in: nothing is folded, trimmed or prefixed.
+                # Decoding must reproduce the text: no normalization, trimming or prefix.
                 normalization_rule_name="identity",
                 remove_extra_whitespaces=False,
                 add_dummy_prefix=False,
@@ -143,14 +148,14 @@ class SentencePiece:
         except RuntimeError as error:
             cause = str(error).split("] ")[-1] or str(error)
             raise InputError(
-                directory, f"training failed: {cause}", "give more text, or ask for fewer pieces"
+                directory, f"training failed: {cause}", "give more text, or a smaller --vocab-size"
             ) from None
         (directory / "sentencepiece.vocab").unlink(missing_ok=True)
         return cls(directory)
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer | None:
-    """The tokenizer whose files lie in the directory, or None."""
+    """The tokenizer in a directory, or None if it has none."""
     directory = Path(directory)
     if (directory / SentencePiece.FILE).is_file():
         return SentencePiece(directory)
@@ -162,12 +167,12 @@ def load_tokenizer(directory: str | Path) -> Tokenizer | None:
 def _required(found: int | None, token: str, directory: Path) -> int:
     if found is None:
         raise InputError(
-            directory, f"the vocabulary has no {token}", "take all the tokenizer's files"
+            directory, f"the vocabulary has no {token}", "copy all the tokenizer's files"
         )
     return found
 
 
-def _read_tokenizer_json(path: Path) -> Any:
+def _read_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
     import tokenizers
 
     try:
@@ -176,19 +181,19 @@ def _read_tokenizer_json(path: Path) -> Any:
         raise InputError(path, f"not a tokenizer ({error})", "download it again") from None
 
 
-def _from_vocab(directory: Path) -> Any:
-    """Qwen2's tokenizer from vocab.json, merges.txt and whichever file lists its added tokens."""
+def _from_vocab(directory: Path) -> tokenizers.Tokenizer:
+    """Qwen2's tokenizer from vocab.json, merges.txt and the file that lists its added tokens."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
     from tokenizers import pre_tokenizers as pre
 
     vocab, merges = directory / "vocab.json", directory / "merges.txt"
     if not merges.is_file():
-        raise InputError(merges, "not found", "vocab.json needs it beside it")
+        raise InputError(merges, "not found", "copy it beside vocab.json")
     tokenizer = Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre.Sequence(
         [
-            pre.Split(Regex(_QWEN2_WORDS), behavior="isolated"),
+            pre.Split(Regex(_QWEN2_PRE_TOKENIZER), behavior="isolated"),
             pre.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -199,7 +204,7 @@ def _from_vocab(directory: Path) -> Any:
             raise InputError(
                 directory,
                 f"{token} has id {token_id} after a vocabulary of {tokenizer.get_vocab_size()}",
-                "take vocab.json and tokenizer_config.json from the same checkpoint",
+                "copy vocab.json and tokenizer_config.json from the same checkpoint",
             )
         tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False)])
     return tokenizer
@@ -216,6 +221,6 @@ def _added_tokens(directory: Path) -> dict[int, str]:
         return {int(i): token for token, i in json.loads(added.read_text()).items()}
     raise InputError(
         directory,
-        "vocab.json names no special tokens, and no other file does",
+        "no file names the special tokens",
         "add the checkpoint's tokenizer.json or tokenizer_config.json",
     )

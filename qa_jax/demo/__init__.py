@@ -1,1 +1,1 @@
-"""`make demo`: a small Qwen2-Audio learns to listen, from nothing, in minutes on a laptop."""
+"""The demo: a small Qwen2-Audio trained from scratch in minutes on a laptop."""

@@ -1,6 +1,6 @@
-"""What the demo's model hears: speech of many voices and other sounds, split three ways.
+"""The demo's corpus: speech of many voices and other sounds, in three splits.
 
-Voices are split, and so is what they say: see `qa_jax.demo.texts`.
+The splits have different voices and different texts: see `qa_jax.demo.texts`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import multiprocessing
 import wave
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from qa_jax.config import SAMPLE_RATE
-from qa_jax.data.chat import render
-from qa_jax.data.synthetic import SOUNDS, Voice, make_sound, settings_of, speak
+from qa_jax.config import SAMPLE_RATE, JsonDict
+from qa_jax.data import apply_chat_template
+from qa_jax.demo.synthetic import SOUNDS, Voice, make_sound, settings_of, speak
 from qa_jax.demo.texts import SPLITS, commands, questions, split_of, spoken_questions
 
 WOMEN = {
@@ -34,10 +34,10 @@ MEN = {
     "dev": ["m3", "victor", "Gene2", "gustave", "iven", "kaukovalta"],
     "test": ["m7", "antonio", "marcelo", "travis"],
 }
-MADE_UP = 0.35
-"""Share of training clips whose voice is made up from those of training."""
-_SHARES = 2
-"""Jobs that training's clips are shared out to, whatever the number of processes."""
+SYNTHETIC_VOICES = 0.35
+"""Fraction of training clips with a voice combined from those of training."""
+_TRAIN_JOBS = 2
+"""Jobs among which the training clips are divided, whatever the number of processes."""
 _INHERITED = (*(f"formant {i}" for i in range(9)), "pitch", "tone", "voicing", "consonants")
 MAX_SECONDS = 2.25
 
@@ -47,15 +47,18 @@ WHAT = "What kind of sound is this?"
 MUSIC = "Is there music?"
 
 
+Task = tuple[str, str | None, str]
+
+
 class Clip(NamedTuple):
-    """A sound to be made and every record it is used in.
+    """A clip to be synthesised, and the records that use it.
 
     Attributes:
         path: relative to the corpus.
-        text: what is said, or None for a sound.
-        voice: who says it, or None.
-        kind: "speech", "words" for words in any order, or a kind of other sound.
-        seed: of a sound.
+        text: the spoken text, or None for a sound.
+        voice: the speaker, or None.
+        kind: "speech", "words" for words in random order, or a kind of sound.
+        seed: seed of a sound.
         records: (task, messages' user text or None for voice chat, answer).
     """
 
@@ -64,19 +67,19 @@ class Clip(NamedTuple):
     voice: Voice | None
     kind: str
     seed: int
-    records: list[tuple[str, str | None, str]]
+    records: list[Task]
 
 
 class Sizes(NamedTuple):
-    """How much of each a split holds.
+    """Numbers of clips and records of a split.
 
     Attributes:
         sentences: clips to transcribe, from the grammar of `commands`.
-        fragments: clips to transcribe, one to three words in any order.
+        fragments: clips to transcribe, one to three words in random order.
         questions: spoken questions.
         sounds: clips without speech.
-        asked_about: share of sentences about which there is a written question, too.
-        written: questions without sound, in writing.
+        asked_about: fraction of sentences with a written question as well.
+        written: written questions without audio.
     """
 
     sentences: int
@@ -94,10 +97,11 @@ SIZES = {
 }
 
 
-def made_up(voices: list[dict[str, str]], rng: np.random.Generator) -> str:
-    """Settings of a voice whose resonances, pitch and tone each come from another of `voices`.
+def synthetic_voice(voices: list[dict[str, str]], rng: np.random.Generator) -> str:
+    """Settings of a voice whose resonances, pitch and tone are each drawn from one of `voices`.
 
-    A few dozen voices teach a model to hear those few dozen; one per clip, to hear any.
+    With a few dozen fixed voices a model recognises those only; with a new voice per clip it
+    generalises to other speakers.
     """
     child = dict(voices[rng.integers(len(voices))])
     for key in sorted({key for voice in voices for key in voice if key in _INHERITED}):
@@ -109,96 +113,113 @@ def made_up(voices: list[dict[str, str]], rng: np.random.Generator) -> str:
             words = child[key].split()
             words[2] = str(round(int(words[2]) * rng.uniform(0.9, 1.1)))
             child[key] = " ".join(words)
-    return "".join(f"{line}\n" for line in ("language variant", "name made_up", *child.values()))
+    return "".join(f"{line}\n" for line in ("language variant", "name synthetic", *child.values()))
 
 
 def written_questions(seed: int, scale: float = 1.0) -> list[tuple[str, str]]:
-    """Training questions in writing: they teach the decoder to answer, a sixth of a clip each."""
+    """Written training questions, which train the decoder at a sixth of the cost of a clip."""
     rng = np.random.default_rng([seed, len(SPLITS)])
     kinds = spoken_questions("train")
     picked = [kinds[i % 2] for i in range(int(SIZES["train"].written * scale))]
     return [some[rng.integers(len(some))] for some in picked]
 
 
-def plan(split: str, seed: int, scale: float = 1.0) -> list[Clip]:
+class _Planner:
+    """Draws the clips of a split; the order of its draws is part of the corpus."""
+
+    def __init__(self, split: str, seed: int) -> None:
+        self.split, self.rng = split, np.random.default_rng([seed, SPLITS.index(split)])
+        self.clips: list[Clip] = []
+        # Whispers (eSpeak's other synthesizer) have no settings in common with the others.
+        self.parents = [
+            [v for v in map(settings_of, names["train"]) if "klatt" not in v]
+            for names in (MEN, WOMEN)
+        ]
+
+    def draw_voice(self) -> tuple[Voice, str]:
+        """A voice, and the answer to who speaks."""
+        rng, split = self.rng, self.split
+        is_woman = bool(rng.integers(2))
+        name = str(rng.choice((WOMEN if is_woman else MEN)[split]))
+        voice = Voice(name, int(rng.integers(175, 216)), int(rng.integers(42, 59)))
+        # In training every clip has its own speaker; held-out voices are used unchanged.
+        if split == "train":
+            voice = voice._replace(tract=float(rng.uniform(0.9, 1.1)))
+            if rng.random() < SYNTHETIC_VOICES:
+                voice = voice._replace(settings=synthetic_voice(self.parents[is_woman], rng))
+        return voice, "a woman" if is_woman else "a man"
+
+    def add(self, text: str | None, kind: str, records: list[Task], voice: Voice | None) -> None:
+        path = f"{self.split}/{len(self.clips):05}.wav"
+        self.clips.append(Clip(path, text, voice, kind, int(self.rng.integers(2**31)), records))
+
+    def add_sentence(self, text: str, asked_about: float) -> None:
+        voice, speaker = self.draw_voice()
+        records: list[Task] = [("transcribe", TRANSCRIBE, text)]
+        if self.rng.random() < asked_about:
+            questions = [
+                ("analyse", WHO, speaker),
+                ("analyse", WHAT, "speech"),
+                ("analyse", MUSIC, "no"),
+            ]
+            records.append(questions[self.rng.choice(3, p=(0.7, 0.15, 0.15))])
+        self.add(text, "speech", records, voice)
+
+    def add_fragment(self, index: int, text: str) -> None:
+        voice, speaker = self.draw_voice()
+        # Pre-training uses all of them, fine-tuning a tenth.
+        records: list[Task] = []
+        if index % 20 == 0:
+            records = [("transcribe", TRANSCRIBE, text)]
+        elif index % 20 == 1:
+            records = [("analyse", WHO, speaker)]
+        self.add(text, "words", records, voice)
+
+
+def plan_clips(split: str, seed: int, scale: float = 1.0) -> list[Clip]:
     """The clips of a split. `scale` shrinks it, for tests."""
-    rng = np.random.default_rng([seed, SPLITS.index(split)])
-    size = SIZES[split]
-    sentences, fragments, asked, sounds = (int(n * scale) for n in size[:4])
+    planner = _Planner(split, seed)
+    rng, size = planner.rng, SIZES[split]
+    sentences, fragments, num_questions, sounds = (int(n * scale) for n in size[:4])
     pool = [s for s in commands() if split_of(s) == split]
     simple = [s for s in pool if not s.startswith("the ")]
     words = sorted({w for s in (*commands(), *(q for _, q, _ in questions())) for w in s.split()})
     sums, others = spoken_questions(split)
-    # Whispers (eSpeak's other synthesizer) have no settings in common with the others.
-    parents = [
-        [v for v in map(settings_of, names["train"]) if "klatt" not in v] for names in (MEN, WOMEN)
-    ]
-
-    def voice() -> tuple[Voice, str]:
-        woman = bool(rng.integers(2))
-        name = str(rng.choice((WOMEN if woman else MEN)[split]))
-        how = Voice(name, int(rng.integers(175, 216)), int(rng.integers(42, 59)))
-        # In training every clip has a speaker of its own; held-out voices are as they are.
-        if split == "train":
-            how = how._replace(tract=float(rng.uniform(0.9, 1.1)))
-            if rng.random() < MADE_UP:
-                how = how._replace(settings=made_up(parents[woman], rng))
-        return how, "a woman" if woman else "a man"
-
-    clips: list[Clip] = []
-
-    def add(
-        text: str | None, kind: str, records: list[tuple[str, str | None, str]], how: Voice | None
-    ) -> None:
-        path = f"{split}/{len(clips):05}.wav"
-        clips.append(Clip(path, text, how, kind, int(rng.integers(2**31)), records))
-
     for i in range(sentences):
-        text = str(rng.choice(simple if i % 2 else pool))
-        how, who = voice()
-        records: list[tuple[str, str | None, str]] = [("transcribe", TRANSCRIBE, text)]
-        if rng.random() < size.asked_about:
-            about = [("analyse", WHO, who), ("analyse", WHAT, "speech"), ("analyse", MUSIC, "no")]
-            records.append(about[rng.choice(3, p=(0.7, 0.15, 0.15))])
-        add(text, "speech", records, how)
+        planner.add_sentence(str(rng.choice(simple if i % 2 else pool)), size.asked_about)
     for i in range(fragments):
-        text = " ".join(rng.choice(words, size=rng.integers(1, 4)))
-        how, who = voice()
-        # All are heard in pre-training, where the hearing is learnt; a few in fine-tuning, too.
-        again: list[tuple[str, str | None, str]] = []
-        if i % 20 == 0:
-            again = [("transcribe", TRANSCRIBE, text)]
-        elif i % 20 == 1:
-            again = [("analyse", WHO, who)]
-        add(text, "words", again, how)
-    for i in range(asked):
-        some = others if i % 3 else sums
-        question, answer = some[rng.integers(len(some))]
-        add(question, "speech", [("chat", None, answer)], voice()[0])
+        planner.add_fragment(i, " ".join(rng.choice(words, size=rng.integers(1, 4))))
+    for i in range(num_questions):
+        pairs = others if i % 3 else sums
+        question, answer = pairs[rng.integers(len(pairs))]
+        voice, _ = planner.draw_voice()
+        planner.add(question, "speech", [("chat", None, answer)], voice)
     for i in range(sounds):
         kind = list(SOUNDS)[i % len(SOUNDS)]
-        music = "yes" if kind == "music" else "no"
-        records = [("analyse", WHAT, kind), ("analyse", MUSIC, music)]
-        add(None, kind, records[: 2 if kind == "music" or i % 4 == 0 else 1], None)
-    return clips
+        is_music = "yes" if kind == "music" else "no"
+        records: list[Task] = [("analyse", WHAT, kind), ("analyse", MUSIC, is_music)]
+        planner.add(None, kind, records[: 2 if kind == "music" or i % 4 == 0 else 1], None)
+    return planner.clips
 
 
-def make(directory: str | Path, seed: int, processes: int = 2, scale: float = 1.0) -> Iterator[str]:
-    """Makes all splits: sound files, a manifest for each split and each task of dev and test, one
-    of all training speech to transcribe (pretrain.jsonl), and the text that the tokenizer learns
-    from. Yields a word on each split as it is done."""
+def make(
+    directory: str | Path, seed: int, num_processes: int = 2, scale: float = 1.0
+) -> Iterator[str]:
+    """Makes all splits: audio files, a manifest for each split and each task of dev and test, one
+    of all training speech to transcribe (pretrain.jsonl), and the text for training the tokenizer.
+    Yields a line about each finished split."""
     directory = Path(directory)
-    planned = {split: plan(split, seed, scale) for split in SPLITS}
-    shares = {split: _SHARES if split == "train" else 1 for split in SPLITS}
-    jobs = [(directory, planned[s][i::n]) for s, n in shares.items() for i in range(n)]
+    planned = {split: plan_clips(split, seed, scale) for split in SPLITS}
+    num_jobs = {split: _TRAIN_JOBS if split == "train" else 1 for split in SPLITS}
+    jobs = [(directory, planned[s][i::n]) for s, n in num_jobs.items() for i in range(n)]
     for split in SPLITS:
         (directory / split).mkdir(parents=True, exist_ok=True)
-    # Processes are spawned: JAX's threads do not survive a fork. Each does one job: eSpeak keeps
-    # state from one text to the next, so that only from its start on is the sound the same again.
-    with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=1) as pool:
+    # Processes are spawned, because JAX's threads do not survive a fork. Each does one job: eSpeak
+    # keeps state between texts, so its audio is reproducible only from the start of a process.
+    with multiprocessing.get_context("spawn").Pool(num_processes, maxtasksperchild=1) as pool:
         made = pool.imap(_write_clips, jobs)
         for split, clips in planned.items():
-            seconds = sum(itertools.islice(made, shares[split]))
+            seconds = sum(itertools.islice(made, num_jobs[split]))
             rows = [
                 (task, chat_row(clip.path, question, answer))
                 for clip in clips
@@ -208,15 +229,15 @@ def make(directory: str | Path, seed: int, processes: int = 2, scale: float = 1.
                 rows += [
                     ("written", chat_row(None, *pair)) for pair in written_questions(seed, scale)
                 ]
-                # Mostly words in any order: they must be heard, a sentence's could be guessed.
-                heard = [
+                # Mostly words in random order, which the language model cannot predict.
+                pretrain = [
                     {"audio": c.path, "prompt": TRANSCRIBE, "text": c.text}
                     for i, c in enumerate(clips)
                     if c.text and (c.kind == "words" or i % 4 == 0)
                 ]
-                write_manifest(directory / "pretrain.jsonl", heard)
-                texts = [render(row["messages"]).text for _, row in rows]
-                texts += [row["text"] for row in heard]
+                write_manifest(directory / "pretrain.jsonl", pretrain)
+                texts = [apply_chat_template(row["messages"]).text for _, row in rows]
+                texts += [row["text"] for row in pretrain]
                 lines = [line for text in texts for line in text.split("\n") if line]
             write_manifest(directory / f"{split}.jsonl", (row for _, row in rows))
             if split != "train":
@@ -226,14 +247,14 @@ def make(directory: str | Path, seed: int, processes: int = 2, scale: float = 1.
                     )
             hours = seconds / 3600
             yield f"{split}: {len(clips):,} clips, {hours:.2f} hours, {len(rows):,} records"
-        pool.close()  # and let them end by themselves, or their links to eSpeak's data stay behind
+        pool.close()  # rather than terminate, so that their temporary directories are removed
         pool.join()
-    # Last: where it exists, the corpus is whole.
+    # Written last: if it exists, the corpus is complete.
     (directory / "text.txt").write_text("\n".join(lines) + "\n")
 
 
-def chat_row(clip: str | None, question: str | None, answer: str) -> dict[str, Any]:
-    """A manifest's line: a clip's path, a written question, or both, and the answer."""
+def chat_row(clip: str | None, question: str | None, answer: str) -> JsonDict:
+    """A record: a clip's path, a written question, or both, and the answer."""
     content = [{"type": "audio", "audio": clip}] if clip else []
     if question:
         content.append({"type": "text", "text": question})
@@ -265,21 +286,21 @@ def _write_clips(job: tuple[Path, list[Clip]]) -> float:
 
 
 def _write_wav(path: Path, samples: np.ndarray) -> None:
-    # Not soundfile: it waits for the disk after every file, a fifth of all the time here.
+    # Not soundfile, which waits for the disk after every file: a fifth of the corpus' time.
     with wave.open(str(path), "wb") as file:
         file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
         file.writeframes((samples * 32767).round().astype("<i2").tobytes())
 
 
 def _speak_within(text: str, voice: Voice, seconds: float) -> np.ndarray:
-    """Says a text, faster where it would take too long."""
-    wave = speak(text, voice)
-    while wave.size > seconds * SAMPLE_RATE:
+    """Speaks a text, at a higher rate if it would take too long."""
+    waveform = speak(text, voice)
+    while waveform.size > seconds * SAMPLE_RATE:
         voice = voice._replace(rate=int(voice.rate * 1.1))
-        wave = speak(text, voice)
-    return wave
+        waveform = speak(text, voice)
+    return waveform
 
 
-def write_manifest(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """A line for each row."""
+def write_manifest(path: Path, rows: Iterable[JsonDict]) -> None:
+    """Writes a line for each row."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

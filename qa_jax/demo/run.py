@@ -1,4 +1,4 @@
-"""From nothing to a model that answers: make sound, train, measure, talk."""
+"""`make demo`: makes a corpus, trains a small model on it, evaluates it and shows examples."""
 
 from __future__ import annotations
 
@@ -6,27 +6,26 @@ import collections
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from qa_jax.api import LoadedModel, load
-from qa_jax.config import run_config
+from qa_jax.config import JsonDict, load_run_config
 from qa_jax.data import SentencePiece
 from qa_jax.data.chat import DEFAULT_SYSTEM
 from qa_jax.demo import corpus
 from qa_jax.evaluate import Scores, evaluate, exact_match, word_error_rate
 from qa_jax.train import train
 
-# (what it is, recipe, manifest, where its checkpoint goes); each starts from the one before.
+# (title, recipe, manifest, output directory); each stage starts from the one before.
 STAGES = (
-    ("pre-training: learning to hear", "demo_pretrain.yaml", "pretrain.jsonl", "pretrained"),
-    ("fine-tuning: learning to answer", "demo.yaml", "train.jsonl", "model"),
+    ("pre-training on transcription", "demo_pretrain.yaml", "pretrain.jsonl", "pretrained"),
+    ("fine-tuning on conversations", "demo.yaml", "train.jsonl", "model"),
 )
 MAX_NEW_TOKENS = 32
 VOCABULARY = 768
-# Said in every row: as single tokens they cost the small decoder a tenth of its rows less.
+# In every row: as single tokens they shorten the rows by a tenth.
 PHRASES = (DEFAULT_SYSTEM, "Audio 1: ")
 TASKS = {
     "transcribe": ("transcription", "word error rate"),
@@ -36,19 +35,19 @@ TASKS = {
 
 
 def run(output: Path, configs: Path, seed: int = 0) -> dict[str, float]:
-    """Makes the corpus, trains on it, measures held-out answers and shows a conversation.
+    """Makes the corpus, trains on it, evaluates held-out answers and shows examples.
 
-    What exists already is kept: run again, it goes on where it stopped. Its recipes lie in the
-    directory `configs`. Returns the test scores by task, as written to OUTPUT/results.json.
+    Existing results are kept: run again, it resumes. The recipes are in the directory `configs`.
+    Returns the test scores by task, as written to OUTPUT/results.json.
     """
     console, started = Console(), time.perf_counter()
 
-    def say(what: str) -> None:
-        console.print(f"[bold][{time.perf_counter() - started:5.0f} s] {what}")
+    def log(text: str) -> None:
+        console.print(f"[bold][{time.perf_counter() - started:5.0f} s] {text}")
 
     data, tokenizer = output / "data", output / "tokenizer"
     if not (data / "text.txt").is_file():
-        say("making speech and sounds")
+        log("making speech and sounds")
         for line in corpus.make(data, seed):
             console.print("  " + line)
     lines = (data / "text.txt").read_text().splitlines()
@@ -56,73 +55,73 @@ def run(output: Path, configs: Path, seed: int = 0) -> dict[str, float]:
 
     start: list[str] = []
     for title, recipe, manifest, name in STAGES:
-        say(title)
-        model = output / name
-        given = [
+        log(title)
+        output_dir = output / name
+        overrides = [
             f"--data.train={data / manifest}",
             f"--data.tokenizer={tokenizer}",
             f"--data.seed={seed}",
-            f"--train.output={model}",
+            f"--train.output_dir={output_dir}",
             f"--train.seed={seed}",
         ]
-        train(run_config(configs / recipe, [*given, *start]), console)
-        start = [f"--train.init={model}"]
+        train(load_run_config(configs / recipe, [*overrides, *start]), console)
+        start = [f"--train.init_from={output_dir}"]
 
-    say("answering held-out clips: unheard voices, unheard sentences")
-    qa = load(model)
-    results = measure(qa, data, "test", output, console)
+    log("answering held-out clips: voices and sentences that training does not contain")
+    model = load(output_dir)
+    results = measure(model, data, "test", output, console)
     seconds = time.perf_counter() - started
-    written = {"seed": seed, "seconds": round(seconds), **results}
-    (output / "results.json").write_text(json.dumps(written, indent=2) + "\n")
+    record = {"seed": seed, "seconds": round(seconds), **results}
+    (output / "results.json").write_text(json.dumps(record, indent=2) + "\n")
 
-    talk(qa, data, console)
-    draw(qa, data, model, output)
-    say(f"done; pictures in {output}, and to talk to it: qa-jax chat --checkpoint {model}")
+    show_examples(model, data, console)
+    plot(model, data, output_dir, output)
+    log(f"done; plots in {output}; next: qa-jax chat --checkpoint {output_dir}")
     return results
 
 
 def measure(
-    qa: LoadedModel, data: Path, split: str, output: Path, console: Console
+    model: LoadedModel, data: Path, split: str, output: Path, console: Console
 ) -> dict[str, float]:
-    """Generates every answer of a split and prints the table.
+    """Generates every answer of a split and prints a table of scores.
 
-    Choices about the demo are made on "dev"; "test" is read by the finished demo alone.
+    Choices about the demo are made on "dev"; "test" is for the finished demo.
     """
     table = Table(title="Held-out results, from generated text")
-    for column in ("task", "clips", "metric", "score", "always the commonest answer"):
+    for column in ("task", "clips", "metric", "score", "majority-class baseline"):
         table.add_column(column)
     results: dict[str, float] = {}
     for task, (title, metric) in TASKS.items():
         predictions = output / f"{split}_{task}.predictions.jsonl"
         scores: Scores = evaluate(
-            qa,
+            model,
             data / f"{split}_{task}.jsonl",
             batch_size=32,
             output=predictions,
             max_new_tokens=MAX_NEW_TOKENS,
         )
         references = [json.loads(x)["reference"] for x in predictions.read_text().splitlines()]
-        commonest = [collections.Counter(references).most_common(1)[0][0]] * len(references)
+        majority = [collections.Counter(references).most_common(1)[0][0]] * len(references)
         if metric == "word error rate":
-            score, baseline = scores.word_error_rate, word_error_rate(references, commonest)
+            score, baseline = scores.word_error_rate, word_error_rate(references, majority)
         else:
-            score, baseline = scores.exact_match, exact_match(references, commonest)
+            score, baseline = scores.exact_match, exact_match(references, majority)
         results[task] = score
-        table.add_row(title, str(scores.records), metric, f"{score:.1%}", f"{baseline:.1%}")
+        table.add_row(title, str(scores.num_records), metric, f"{score:.1%}", f"{baseline:.1%}")
     console.print(table)
     return results
 
 
-def talk(qa: LoadedModel, data: Path, console: Console) -> None:
-    """One held-out clip of each task, asked and answered."""
+def show_examples(model: LoadedModel, data: Path, console: Console) -> None:
+    """Prints the answer to one held-out clip of each task."""
     for task, (title, _) in TASKS.items():
         row = json.loads((data / f"test_{task}.jsonl").read_text().splitlines()[0])
         question = _absolute(row["messages"][0], data)
         written = [p["text"] for p in question["content"] if "text" in p]
-        answer = "".join(qa.chat([question], stream=True, max_new_tokens=MAX_NEW_TOKENS))
+        answer = "".join(model.chat([question], stream=True, max_new_tokens=MAX_NEW_TOKENS))
         console.print(
             f"[bold]{title}[/bold]\n"
-            f"  sound        {row['messages'][0]['content'][0]['audio']}\n"
+            f"  audio        {row['messages'][0]['content'][0]['audio']}\n"
             f"  instruction  {written[0] if written else '(none)'}\n"
             f"  answer       {answer}\n"
             f"  expected     {row['messages'][1]['content']}",
@@ -130,8 +129,8 @@ def talk(qa: LoadedModel, data: Path, console: Console) -> None:
         )
 
 
-def draw(qa: LoadedModel, data: Path, model: Path, output: Path) -> None:
-    """Pictures: a clip as the model hears it with its transcript, and the loss curve."""
+def plot(model: LoadedModel, data: Path, output_dir: Path, output: Path) -> None:
+    """Plots a clip's log-mel with its transcript, and the loss curve."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -145,24 +144,24 @@ def draw(qa: LoadedModel, data: Path, model: Path, output: Path) -> None:
 
     row = json.loads((data / "test_transcribe.jsonl").read_text().splitlines()[0])
     question = _absolute(row["messages"][0], data)
-    wave = load_audio(question["content"][0]["audio"])
-    wave = np.pad(wave, (0, -wave.size % 160))
-    log_mel = np.asarray(jax.jit(LogMel(qa.config.audio.num_mel_bins))(wave[None]))[0]
-    heard = qa.chat([question], max_new_tokens=MAX_NEW_TOKENS)
+    waveform = load_audio(question["content"][0]["audio"])
+    waveform = np.pad(waveform, (0, -waveform.size % 160))
+    log_mel = np.asarray(jax.jit(LogMel(model.config.audio.num_mel_bins))(waveform[None]))[0]
+    transcript = model.chat([question], max_new_tokens=MAX_NEW_TOKENS)
     figure, axes = plt.subplots(figsize=(9, 3.2), layout="constrained")
     image = axes.imshow(
         log_mel.T,
         origin="lower",
         aspect="auto",
-        extent=(0, wave.size / 16_000, 0, log_mel.shape[1]),
+        extent=(0, waveform.size / 16_000, 0, log_mel.shape[1]),
     )
-    axes.set(xlabel="seconds", ylabel="mel bin", title=f"heard: “{heard}”")
+    axes.set(xlabel="seconds", ylabel="mel bin", title=f"transcript: “{transcript}”")
     figure.colorbar(image, label="log-mel")
     figure.savefig(output / "log_mel.png", dpi=120)
 
-    rows = read_metrics(model / "metrics.jsonl")
+    rows = read_metrics(output_dir / "metrics.jsonl")
     figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
-    for name, label in (("loss", "training"), ("eval_loss", "held out (dev)")):
+    for name, label in (("loss", "training"), ("eval_loss", "held-out (dev)")):
         points = [(r["step"], r[name]) for r in rows if name in r]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, marker="." if name != "loss" else "")
@@ -171,7 +170,8 @@ def draw(qa: LoadedModel, data: Path, model: Path, output: Path) -> None:
     figure.savefig(output / "loss.png", dpi=120)
 
 
-def _absolute(message: dict[str, Any], base: Path) -> dict[str, Any]:
+def _absolute(message: JsonDict, base: Path) -> JsonDict:
+    """A message with absolute paths."""
     parts = [
         {**part, "audio": str(base / part["audio"])} if "audio" in part else part
         for part in message["content"]

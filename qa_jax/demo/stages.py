@@ -1,70 +1,70 @@
-"""The report's three stages at the demo's scale: pre-training, fine-tuning, preferences."""
+"""`make stages`: the report's three stages (pre-training, fine-tuning, DPO) at the demo's scale."""
 
 from __future__ import annotations
 
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from qa_jax.api import LoadedModel, load
-from qa_jax.config import run_config
+from qa_jax.config import JsonDict, load_run_config
 from qa_jax.demo import run as demo
 from qa_jax.demo.corpus import write_manifest
-from qa_jax.demo.pairs import make_pairs, silent_manifest
+from qa_jax.demo.pairs import make_pairs, no_question_manifest
 from qa_jax.evaluate import Scores, evaluate, evaluate_pairs
 from qa_jax.train import train
 
-RECIPE = "demo_prefer.yaml"
-_PAIRS = {"train": 600, "dev": 120, "test": 150}
+RECIPE = "demo_dpo.yaml"
+_MAX_PAIRS = {"train": 600, "dev": 120, "test": 150}
 """Pairs of each of four kinds."""
-# Word error rate of transcription; answers exactly right in voice chat, in analysis and to sounds
-# without a question; pairs whose better answer is the likelier one.
+# Word error rate of transcription; exact match in voice chat, in audio analysis and for sounds
+# without a question; accuracy on held-out preference pairs.
 _COLUMNS = {
-    "transcribe": "words wrong",
+    "transcribe": "WER",
     "chat": "voice chat",
-    "analyse": "analysis",
-    "silent": "nobody asked",
-    "preferred": "better answer",
+    "analyse": "audio analysis",
+    "no_question": "no question",
+    "logp_accuracy": "logp accuracy",
 }
 
 
 def run_stages(output: Path, configs: Path, seed: int = 0) -> dict[str, dict[str, float]]:
-    """Runs the demo where it has not been run, learns preferences from its model, and tells what
-    each stage's model can do on held-out clips.
+    """Runs the demo unless it has been run, trains its model by DPO, and evaluates each stage's
+    model on held-out clips.
 
-    What exists already is kept. Returns the scores by stage, as written to OUTPUT/stages.json.
+    Existing results are kept. Returns the scores by stage, as written to OUTPUT/stages.json.
     """
     console, started = Console(), time.perf_counter()
 
-    def say(what: str) -> None:
-        console.print(f"[bold][{time.perf_counter() - started:5.0f} s] {what}")
+    def log(text: str) -> None:
+        console.print(f"[bold][{time.perf_counter() - started:5.0f} s] {text}")
 
     data = output / "data"
     if not (output / "results.json").is_file():
         demo.run(output, configs, seed)
-    say("preferences: pairs of answers")
-    tuned = load(output / "model")
-    for split, most in _PAIRS.items():
-        if not (data / f"prefer_{split}.jsonl").is_file():
-            make_pairs(tuned, data, split, seed, most)
-    say("preferences: learning which answer is better")
-    given = [
-        f"--data.train={data / 'prefer_train.jsonl'}",
-        f"--data.eval={data / 'prefer_dev.jsonl'}",
+    log("making preference pairs")
+    sft_model = load(output / "model")
+    for split, max_pairs in _MAX_PAIRS.items():
+        if not (data / f"dpo_{split}.jsonl").is_file():
+            make_pairs(sft_model, data, split, seed, max_pairs)
+    log("DPO on preference pairs")
+    overrides = [
+        f"--data.train={data / 'dpo_train.jsonl'}",
+        f"--data.eval={data / 'dpo_dev.jsonl'}",
         f"--data.seed={seed}",
-        f"--train.init={output / 'model'}",
-        f"--train.output={output / 'preferring'}",
+        f"--train.init_from={output / 'model'}",
+        f"--train.output_dir={output / 'dpo'}",
         f"--train.seed={seed}",
     ]
-    train(run_config(configs / RECIPE, given), console)
+    train(load_run_config(configs / RECIPE, overrides), console)
 
-    say("answering held-out clips after each stage")
-    found = {"pre-training": {"transcribe": _heard(load(output / "pretrained"), data, output)}}
-    for title, name in (("fine-tuning", "model"), ("preferences", "preferring")):
+    log("answering held-out clips after each stage")
+    wer = _pretrained_wer(load(output / "pretrained"), data, output)
+    found = {"pre-training": {"transcribe": wer}}
+    for title, name in (("fine-tuning", "model"), ("DPO", "dpo")):
         found[title] = _scores(load(output / name), data, output / name)
     (output / "stages.json").write_text(json.dumps(found, indent=2) + "\n")
     table = Table(title="Held-out results after each stage, from generated text")
@@ -74,37 +74,41 @@ def run_stages(output: Path, configs: Path, seed: int = 0) -> dict[str, dict[str
         cells = (f"{scores[name]:.1%}" if name in scores else "" for name in _COLUMNS)
         table.add_row(title, *cells)
     console.print(table)
-    say(f"done; to talk to it: qa-jax chat --checkpoint {output / 'preferring'}")
+    log(f"done; next: qa-jax chat --checkpoint {output / 'dpo'}")
     return found
 
 
-def _heard(qa: LoadedModel, data: Path, output: Path) -> float:
-    """Word error rate of a model that knows raw prompts alone."""
+def _pretrained_wer(model: LoadedModel, data: Path, output: Path) -> float:
+    """Word error rate of the pre-trained model, which is trained on raw prompts only."""
     rows = [json.loads(x) for x in (data / "test_transcribe.jsonl").read_text().splitlines()]
-    manifest = data / "test_heard.jsonl"
-    write_manifest(manifest, map(_raw_form, rows))
-    kept = output / "pretrained" / "heard.predictions.jsonl"
-    return _evaluated(qa, manifest, kept).word_error_rate
+    manifest = data / "test_raw_prompts.jsonl"
+    write_manifest(manifest, map(_raw_prompt, rows))
+    predictions = output / "pretrained" / "transcribe.predictions.jsonl"
+    return _evaluate(model, manifest, predictions).word_error_rate
 
 
-def _raw_form(row: dict[str, Any]) -> dict[str, Any]:
+def _raw_prompt(row: JsonDict) -> JsonDict:
     clip, question = row["messages"][0]["content"]
     answer = row["messages"][1]["content"]
     return {"audio": clip["audio"], "prompt": question["text"], "text": answer}
 
 
-def _scores(qa: LoadedModel, data: Path, kept: Path) -> dict[str, float]:
+def _scores(model: LoadedModel, data: Path, output_dir: Path) -> dict[str, float]:
     scores: dict[str, float] = {}
     for task in demo.TASKS:
-        found = _evaluated(qa, data / f"test_{task}.jsonl", kept / f"{task}.predictions.jsonl")
+        predictions = output_dir / f"{task}.predictions.jsonl"
+        found = _evaluate(model, data / f"test_{task}.jsonl", predictions)
         scores[task] = found.word_error_rate if task == "transcribe" else found.exact_match
-    silent = _evaluated(qa, silent_manifest(data, "test"), kept / "silent.predictions.jsonl")
-    scores["silent"] = silent.exact_match
-    scores["preferred"] = evaluate_pairs(
-        qa, data / "prefer_test.jsonl", batch_size=32, output=kept / "pairs.jsonl"
-    ).preferred
+    predictions = output_dir / "no_question.predictions.jsonl"
+    found = _evaluate(model, no_question_manifest(data, "test"), predictions)
+    scores["no_question"] = found.exact_match
+    scores["logp_accuracy"] = evaluate_pairs(
+        model, data / "dpo_test.jsonl", batch_size=32, output=output_dir / "pairs.jsonl"
+    ).logp_accuracy
     return scores
 
 
-def _evaluated(qa: LoadedModel, manifest: Path, kept: Path) -> Scores:
-    return evaluate(qa, manifest, batch_size=32, output=kept, max_new_tokens=demo.MAX_NEW_TOKENS)
+def _evaluate(model: LoadedModel, manifest: Path, output: Path) -> Scores:
+    return evaluate(
+        model, manifest, batch_size=32, output=output, max_new_tokens=demo.MAX_NEW_TOKENS
+    )

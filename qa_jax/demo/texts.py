@@ -1,7 +1,7 @@
-"""What is said in the demo: sentences, and questions with their answers, split three ways.
+"""The demo's texts: sentences, and questions with their answers, in three splits.
 
-No sentence and no question of dev or test is in training, and no sum that they ask is asked in
-training, in any wording, in either order, aloud or in writing.
+No sentence or question of dev or test is in training, and none of their sums is in training in any
+wording or order, spoken or written.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ NUMBERS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
     "sixteen seventeen eighteen nineteen"
 ).split()
-# Held out in both orders; each number, and each result, keeps sums to learn from.
+# Held out in both orders; training keeps other sums of each number and of each result.
 HELD_OUT_SUMS = {
     "dev": [{3, 6}, {2, 7}, {4, 9}],
     "test": [{2, 5}, {3, 8}, {4, 6}, {3, 12}, {2, 11}],
@@ -95,11 +95,11 @@ def commands() -> Iterator[str]:
 
 
 def questions() -> Iterator[tuple[str, str, str]]:
-    """Spoken questions: (what is asked, however it is worded; the words; the answer)."""
+    """Spoken questions: (key, the same for every wording of a sum; the words; the answer)."""
     for a, b in itertools.product(range(1, 16), range(1, 5)):
-        # Counting on aloud is what carries over to sums that were never asked.
-        counted = " ".join(f"{NUMBERS[i]} {NUMBERS[a + i]}" for i in range(1, b + 1))
-        answer = f"{NUMBERS[a]} plus {NUMBERS[b]} count {counted} so it is {NUMBERS[a + b]}"
+        # Answers that count on from the first number generalise to held-out sums.
+        counting = " ".join(f"{NUMBERS[i]} {NUMBERS[a + i]}" for i in range(1, b + 1))
+        answer = f"{NUMBERS[a]} plus {NUMBERS[b]} count {counting} so it is {NUMBERS[a + b]}"
         for words in SUM_WORDINGS:
             yield f"{a}+{b}", words.format(NUMBERS[a], NUMBERS[b]), answer
     for word, opposite in OPPOSITES.items():
@@ -112,7 +112,7 @@ def questions() -> Iterator[tuple[str, str, str]]:
 
 
 def split_of(text: str, dev: float = 0.05, test: float = 0.15) -> str:
-    """The split of a sentence, or of a sum like "2+5": always the same one."""
+    """The split of a sentence, or of a sum like "2+5", by its hash."""
     if "+" in text:
         pair = set(map(int, text.split("+")))
         return next((s for s, pairs in HELD_OUT_SUMS.items() if pair in pairs), "train")
@@ -121,11 +121,11 @@ def split_of(text: str, dev: float = 0.05, test: float = 0.15) -> str:
 
 
 def spoken_questions(split: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """The (question, answer) of a split: of sums, and of all else.
+    """The (question, answer) pairs of a split: sums, and all others.
 
-    Of a sum, the numbers decide the split; of other questions, the wording does too, so that test
-    asks of known things in unheard words.
+    A sum's split follows from its numbers, that of another question from its wording as well, so
+    that test asks about trained facts in held-out wordings.
     """
-    mine = [(words, answer) for key, words, answer in questions() if split_of(key) == split]
-    sums = [q for q in mine if " plus " in q[1]]
-    return sums, [q for q in mine if " plus " not in q[1]]
+    pairs = [(words, answer) for key, words, answer in questions() if split_of(key) == split]
+    sums = [q for q in pairs if " plus " in q[1]]
+    return sums, [q for q in pairs if " plus " not in q[1]]

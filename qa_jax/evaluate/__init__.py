@@ -1,4 +1,4 @@
-"""How well it does: generated answers against references."""
+"""Evaluation of generated answers, and of preference pairs."""
 
 from qa_jax.evaluate.evaluate import Prediction, Scores, evaluate, score
 from qa_jax.evaluate.metrics import exact_match, normalize, word_error_rate

@@ -1,23 +1,21 @@
-"""Answers every record of a manifest and scores what was generated."""
+"""Generates an answer for every record of a manifest and scores it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from qa_jax.data import Batch, Processor, Prompt, Record, clip_samples, read_manifest
+from qa_jax.api import LoadedModel
+from qa_jax.data import Batch, Processor, Prompt, Record, clip_num_samples, read_manifest
 from qa_jax.data.manifest import split_last_answer
 from qa_jax.errors import InputError
 from qa_jax.evaluate.metrics import exact_match, word_error_rate
 
-if TYPE_CHECKING:
-    from qa_jax.api import LoadedModel
-
 
 class Prediction(NamedTuple):
-    """One answered record."""
+    """A record's generated answer."""
 
     source: str
     prompt: str
@@ -26,23 +24,23 @@ class Prediction(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Of a set of predictions."""
+    """Metrics of a set of predictions."""
 
-    records: int
+    num_records: int
     word_error_rate: float
     exact_match: float
 
 
 class _Question(NamedTuple):
-    """A record to be answered: its prompt, the answer it holds, samples of its clips."""
+    """A record's prompt, its reference answer, and the samples of its clips."""
 
     prompt: Prompt
     reference: str
-    samples: int
+    num_samples: int
 
 
 def evaluate(
-    qa: LoadedModel,
+    model: LoadedModel,
     manifest: str | Path,
     *,
     batch_size: int = 8,
@@ -50,67 +48,66 @@ def evaluate(
     progress: Callable[[int, int], None] | None = None,
     **settings: Any,
 ) -> Scores:
-    """Generates every record's last answer and scores it against the one that the record holds.
+    """Generates every record's last answer and scores it against the record's own.
 
-    Answers are greedy unless `settings` say otherwise, with a repetition penalty of 1, as the
-    authors evaluate. Records are answered in order of length, so that batches hold little padding.
+    Decoding is greedy with a repetition penalty of 1 by default, as in the authors' evaluation.
+    Records are answered in order of length, to reduce padding.
 
     Args:
-        qa: the model, with its tokenizer.
-        manifest: what to answer.
-        batch_size: rows answered at a time; no answer depends on it.
-        output: JSONL of predictions, one line a record in the manifest's order.
-        progress: called with the answered and all records after each batch.
-        settings: fields of `Sampling`.
+        model: the model, with its tokenizer.
+        manifest: the records.
+        batch_size: rows per batch; answers do not depend on it.
+        output: JSONL of predictions, one line per record in the manifest's order.
+        progress: called with (records done, records in all) after each batch.
+        settings: fields of `SamplingConfig`.
     """
-    if qa.processor is None:
-        raise InputError("checkpoint", "has no tokenizer", "put its files beside the weights")
+    processor = model.require_processor()
     records = read_manifest(manifest)
-    questions = [_question(record, qa.processor.long_audio) for record in records]
-    order = sorted(range(len(records)), key=lambda i: questions[i].samples)
-    how = {"temperature": 0.0, "repetition_penalty": 1.0, **settings}
-    answers: dict[int, Prediction] = {}
+    questions = [_question(record, processor.long_audio) for record in records]
+    order = sorted(range(len(records)), key=lambda i: questions[i].num_samples)
+    settings = {"temperature": 0.0, "repetition_penalty": 1.0, **settings}
+    predictions: dict[int, Prediction] = {}
     for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        # The last batch is filled up, so that it needs no compiled program of its own.
-        filled = chosen + [chosen[-1]] * (batch_size - len(chosen))
-        batch = _collate(qa.processor, [(records[i], questions[i]) for i in filled])
-        for i, ids in zip(chosen, qa.generate(batch, **how), strict=False):
-            answers[i] = Prediction(
+        indices = order[start : start + batch_size]
+        # The last batch is padded, so that it needs no compiled program of its own.
+        padded = indices + [indices[-1]] * (batch_size - len(indices))
+        batch = _collate(processor, [(records[i], questions[i]) for i in padded])
+        for i, ids in zip(indices, model.generate(batch, **settings), strict=False):
+            predictions[i] = Prediction(
                 source=records[i].source,
                 prompt=questions[i].prompt.text,
                 reference=questions[i].reference,
-                prediction=qa.processor.tokenizer.decode(ids),
+                prediction=processor.tokenizer.decode(ids),
             )
         if progress is not None:
-            progress(len(answers), len(records))
-    predictions = [answers[i] for i in range(len(records))]
+            progress(len(predictions), len(records))
+    ordered = [predictions[i] for i in range(len(records))]
     if output is not None:
         Path(output).parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(p._asdict(), ensure_ascii=False) + "\n" for p in predictions]
+        lines = [json.dumps(p._asdict(), ensure_ascii=False) + "\n" for p in ordered]
         Path(output).write_text("".join(lines), encoding="utf-8")
-    return score(predictions)
+    return score(ordered)
 
 
 def _question(record: Record, long_audio: str) -> _Question:
     prompt, reference = split_last_answer(record)
     try:
-        samples = [clip_samples(c, record.base, long_audio) for c in prompt.audio]
+        num_samples = [clip_num_samples(c, record.base, long_audio) for c in prompt.audio]
     except InputError as error:
         raise error.within(record.source) from None
-    return _Question(prompt, reference, sum(samples))
+    return _Question(prompt, reference, sum(num_samples))
 
 
 def _collate(processor: Processor, rows: list[tuple[Record, _Question]]) -> Batch:
-    ids, waves = [], []
+    ids, waveforms = [], []
     for record, question in rows:
         try:
-            here = processor.load(question.prompt.audio, base=record.base)
-            ids.append(processor.expand(question.prompt.text, [w.size for w in here]))
+            loaded = processor.load(question.prompt.audio, base=record.base)
+            ids.append(processor.tokenize(question.prompt.text, [w.size for w in loaded]))
         except InputError as error:
             raise error.within(record.source) from None
-        waves += here
-    return processor.collate(ids, waves, "left")
+        waveforms += loaded
+    return processor.collate(ids, waveforms, "left")
 
 
 def score(predictions: list[Prediction]) -> Scores:

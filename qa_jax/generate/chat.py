@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from qa_jax.data import load_audio
+from qa_jax.data import AudioSource
 from qa_jax.errors import InputError
 
-if TYPE_CHECKING:
-    from qa_jax.api import LoadedModel
-
-_HELP = """Type a message, or sound with or without one:
-  :audio FILE [FILE ...]    then a line of text, or an empty one for voice chat
-  :reset                    forget the conversation
+_HELP = """Type a message, or give audio with or without one:
+  :audio FILE [FILE ...]    then a line of text, or an empty line for voice chat
+  :reset                    start a new conversation
   :quit                     or end of input"""
 
 
-def converse(qa: LoadedModel, settings: dict[str, Any], sampling_rate: int | None = None) -> None:
-    """Reads turns from the terminal and streams answers; everything said so far is remembered."""
+def chat_loop(
+    reply: Callable[[list[dict[str, Any]]], Iterator[str]],
+    load_clip: Callable[[str], AudioSource],
+) -> None:
+    """Reads turns from the terminal and streams answers; the conversation is kept.
+
+    Args:
+        reply: streams the answer to a conversation.
+        load_clip: reads an audio file.
+    """
     print(_HELP)
     messages: list[dict[str, Any]] = []
-    clips: list[Any] = []
+    clips: list[AudioSource] = []
     while True:
         try:
             line = input("instruction> " if clips else "you> ").strip()
@@ -32,9 +38,7 @@ def converse(qa: LoadedModel, settings: dict[str, Any], sampling_rate: int | Non
         if command == ":reset":
             messages, clips = [], []
         elif command == ":audio":
-            clips += _read(
-                rest, sampling_rate, qa.processor.long_audio if qa.processor else "error"
-            )
+            clips += _load_clips(rest.split(), load_clip)
         elif line or clips:
             content = [{"type": "audio", "audio": clip} for clip in clips]
             content += [{"type": "text", "text": line}] if line else []
@@ -42,9 +46,9 @@ def converse(qa: LoadedModel, settings: dict[str, Any], sampling_rate: int | Non
             clips = []
             answer = ""
             try:
-                for piece in qa.chat(messages, stream=True, **settings):
-                    answer += piece
-                    print(piece, end="", flush=True)
+                for text in reply(messages):
+                    answer += text
+                    print(text, end="", flush=True)
             except InputError as error:
                 messages.pop()
                 print(f"error: {error}")
@@ -53,13 +57,12 @@ def converse(qa: LoadedModel, settings: dict[str, Any], sampling_rate: int | Non
             messages.append({"role": "assistant", "content": answer})
 
 
-def _read(paths: str, sampling_rate: int | None, long_audio: str) -> list[Any]:
-    """Clips of a line of paths; a clip that cannot be used is told and left out."""
+def _load_clips(paths: list[str], load_clip: Callable[[str], AudioSource]) -> list[AudioSource]:
+    """The clips that can be read; errors of the others are printed."""
     clips = []
-    for path in paths.split():
+    for path in paths:
         try:
-            samples = load_audio(path, sampling_rate=sampling_rate, long_audio=long_audio)
-            clips.append((samples, 16_000))
+            clips.append(load_clip(path))
         except InputError as error:
             print(f"error: {error}")
     return clips

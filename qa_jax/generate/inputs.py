@@ -1,7 +1,8 @@
-"""A user's batch to bucketed arrays: few shapes, so few compilations, and never a cut clip."""
+"""A user's batch -> arrays padded to length buckets, so that few shapes are compiled."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,10 +12,11 @@ from qa_jax.config import (
     HOP_LENGTH,
     MAX_FRAMES,
     ModelConfig,
-    token_count,
-    valid_frames,
+    num_audio_tokens,
+    num_frames,
 )
 from qa_jax.errors import InputError
+from qa_jax.typing import AnyArray, Bool, Float, Int
 
 TOKEN_MULTIPLE = 64
 FRAME_MULTIPLE = 200
@@ -28,34 +30,36 @@ KEYS = {
     "feature_attention_mask",
 }
 
+UserBatch = Mapping[str, Any]
+"""The processor's batch, or transformers' inputs as NumPy arrays or torch tensors on the CPU."""
+
 
 class ModelInputs(NamedTuple):
-    """What the model takes: tokens and valid (B, T), signal as in `Audio`, frames (A,)."""
+    """The model's inputs; `waveform` and `num_frames` are those of `AudioInput`."""
 
-    tokens: Any
-    valid: Any
-    signal: Any
-    frames: Any
+    tokens: Int[AnyArray, "B T"]
+    attention_mask: Bool[AnyArray, "B T"]
+    waveform: Float[AnyArray, "A S"] | Float[AnyArray, "A F M"] | None
+    num_frames: Int[AnyArray, " A"] | None
 
 
-def prepare(
-    batch: dict[str, Any],
+def prepare_inputs(
+    batch: UserBatch,
     config: ModelConfig,
     token_multiple: int = TOKEN_MULTIPLE,
-    shards: int = 1,
+    num_batch_shards: int = 1,
 ) -> ModelInputs:
     """Checks a batch and pads it to its bucket, tokens on the left.
 
     Args:
         batch: the processor's arrays, or transformers' `input_ids`, `attention_mask`,
-            `input_features` (A, M, 3000) and `feature_attention_mask` (A, 3000). Torch tensors on
-            the CPU will do.
+            `input_features` (A, M, 3000) and `feature_attention_mask` (A, 3000).
+        config: the model's.
         token_multiple: rows are padded to a multiple of this.
-        shards: devices that rows are cut over; empty rows and clips fill the batch up to a
-            multiple of it.
+        num_batch_shards: empty rows and clips pad the batch to a multiple of this.
 
     Raises:
-        InputError: unknown keys, or clips and placeholders that do not fit each other.
+        InputError: for unknown keys, or different numbers of audio tokens and audio features.
     """
     unknown = set(batch) - KEYS
     if unknown or "input_ids" not in batch:
@@ -65,34 +69,34 @@ def prepare(
             f"give {', '.join(sorted(KEYS))}",
         )
     tokens = np.asarray(batch["input_ids"]).astype(np.int32)
-    valid = np.asarray(batch.get("attention_mask", np.ones_like(tokens))).astype(bool)
-    if tokens.ndim != 2 or valid.shape != tokens.shape:
+    mask = np.asarray(batch.get("attention_mask", np.ones_like(tokens))).astype(bool)
+    if tokens.ndim != 2 or mask.shape != tokens.shape:
         raise InputError(
-            "batch", f"input_ids {tokens.shape}, attention_mask {valid.shape}", "both (B, T)"
+            "batch", f"input_ids {tokens.shape}, attention_mask {mask.shape}", "both (B, T)"
         )
-    signal, frames = _sound(batch, config)
+    waveform, frames = _prepare_audio(batch, config)
     expected = int((tokens == config.audio_token_id).sum())
-    given = 0 if frames is None else int(token_count(frames).sum())
+    given = 0 if frames is None else int(num_audio_tokens(frames).sum())
     if expected != given:
         raise InputError(
             "batch",
             f"audio features and audio tokens do not match: tokens: {expected}, features: {given}",
             "let the processor expand each placeholder",
         )
-    widths = ((0, -tokens.shape[0] % shards), (-tokens.shape[1] % token_multiple, 0))
-    if signal is not None and frames is not None:
-        more = (0, -len(frames) % shards)
-        signal = np.pad(signal, (more, *[(0, 0)] * (signal.ndim - 1)))
-        frames = np.pad(frames, (more,))
-    return ModelInputs(np.pad(tokens, widths), np.pad(valid, widths), signal, frames)
+    padding = ((0, -tokens.shape[0] % num_batch_shards), (-tokens.shape[1] % token_multiple, 0))
+    if waveform is not None and frames is not None:
+        pad_clips = (0, -len(frames) % num_batch_shards)
+        waveform = np.pad(waveform, (pad_clips, *[(0, 0)] * (waveform.ndim - 1)))
+        frames = np.pad(frames, (pad_clips,))
+    return ModelInputs(np.pad(tokens, padding), np.pad(mask, padding), waveform, frames)
 
 
-def _sound(
-    batch: dict[str, Any], config: ModelConfig
+def _prepare_audio(
+    batch: UserBatch, config: ModelConfig
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     limit = min(MAX_FRAMES, config.audio.max_frames)
     if batch.get("audio") is not None:
-        frames = valid_frames(np.asarray(batch["audio_lengths"]).astype(np.int32))
+        frames = num_frames(np.asarray(batch["audio_lengths"]).astype(np.int32))
         bucket = _bucket(frames, limit)
         return _fit(np.asarray(batch["audio"], np.float32), bucket * HOP_LENGTH), frames
     if batch.get("input_features") is not None:
@@ -116,13 +120,13 @@ def _bucket(frames: np.ndarray, limit: int) -> int:
     bucket = min(-(-longest // FRAME_MULTIPLE) * FRAME_MULTIPLE, limit)
     if frames.max() > bucket:
         raise InputError(
-            "audio", f"{frames.max()} frames, the model takes {limit}", "give a shorter clip"
+            "audio", f"{frames.max()} frames, the model's maximum is {limit}", "give a shorter clip"
         )
     return bucket
 
 
-def _fit(audio: np.ndarray, samples: int) -> np.ndarray:
-    """(A, S) cut or zero-filled to (A, samples); only padding is ever cut."""
-    if audio.shape[1] >= samples:
-        return audio[:, :samples]
-    return np.pad(audio, ((0, 0), (0, samples - audio.shape[1])))
+def _fit(audio: np.ndarray, num_samples: int) -> np.ndarray:
+    """(A, S) truncated or zero-padded to (A, num_samples); only padding is ever truncated."""
+    if audio.shape[1] >= num_samples:
+        return audio[:, :num_samples]
+    return np.pad(audio, ((0, 0), (0, num_samples - audio.shape[1])))

@@ -1,19 +1,19 @@
-"""The border to Hugging Face: one table of tensors, a lazy reader, and loading onto devices.
+"""Hugging Face interoperability: the table of tensors, a lazy reader, loading onto devices, PEFT.
 
-Both conversion directions, their checks and the loader derive from `tensor_map`; nothing else in
-the project knows a Hugging Face tensor name.
+Both conversion directions, their checks and the loader derive from `tensor_map`; no other package
+contains a Hugging Face tensor name.
 """
 
 from qa_jax.hf.load import load_params
 from qa_jax.hf.peft import in_memory_name, is_peft, read_peft, write_peft
 from qa_jax.hf.reader import SafetensorsDir, check, open_model, raise_problems
-from qa_jax.hf.table import HEAD, TABLE, Tensor, released_name, tensor_map
+from qa_jax.hf.table import EMBED_TOKENS, LM_HEAD, TensorSpec, released_name, tensor_map
 
 __all__ = [
-    "HEAD",
-    "TABLE",
+    "EMBED_TOKENS",
+    "LM_HEAD",
     "SafetensorsDir",
-    "Tensor",
+    "TensorSpec",
     "check",
     "in_memory_name",
     "is_peft",

@@ -1,4 +1,4 @@
-"""LoRA adapters in PEFT's format, read and written without PEFT."""
+"""LoRA adapters in PEFT's format, read and written without PEFT (which needs torch)."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from qa_jax.config import ModelConfig, read_json
+from qa_jax.config import JsonDict, ModelConfig, read_json
 from qa_jax.errors import InputError
 from qa_jax.hf.reader import SafetensorsDir, raise_problems
-from qa_jax.hf.table import Tensor, released_name, tensor_map
-from qa_jax.model import Adapter, flatten, nest
+from qa_jax.hf.table import TensorSpec, released_name, tensor_map
+from qa_jax.lora import LoraWeights
+from qa_jax.trees import flatten_dict, unflatten_dict
+from qa_jax.typing import ParamPath
 
 CONFIG_FILE = "adapter_config.json"
 _WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _KEY = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
-# Settings of PEFT that change what an adapter computes, and the one value that is computed here.
-_PLAIN = {
+# PEFT settings that change what an adapter computes, with the one supported value.
+_SUPPORTED = {
     "use_dora": False,
     "bias": "none",
     "fan_in_fan_out": False,
@@ -33,24 +34,24 @@ _PLAIN = {
 
 
 def is_peft(directory: str | Path) -> bool:
-    """Whether this is an adapter saved by PEFT."""
+    """Whether the directory holds an adapter saved by PEFT."""
     return (Path(directory) / CONFIG_FILE).is_file()
 
 
-def read_peft(directory: str | Path, config: ModelConfig) -> Adapter:
-    """An adapter of a model of this configuration, its layers stacked as ours are.
+def read_peft(directory: str | Path, config: ModelConfig) -> LoraWeights:
+    """An adapter of a model of this configuration, with stacked layers.
 
-    A layer of a stack that the adapter leaves alone gets zeros, which change nothing. Raises
-    InputError listing whatever is no plain LoRA of this model's linear layers.
+    A layer of a stack without an adapter gets zeros, which change nothing. Raises InputError
+    listing everything that is not plain LoRA of this model's linear layers.
     """
     path = Path(directory) / CONFIG_FILE
     raw = read_json(path)
     problems = [] if raw.get("peft_type") == "LORA" else [f"peft_type is {raw.get('peft_type')}"]
-    for name, value in _PLAIN.items():
+    for name, value in _SUPPORTED.items():
         if raw.get(name) not in (value, None, []):
-            problems.append(f"{name} is {raw[name]!r}, which is not plain LoRA")
+            problems.append(f"{name} is {raw[name]!r}, only plain LoRA is supported")
     raise_problems(path, problems, "merge the adapter with PEFT and convert the merged model")
-    source = SafetensorsDir(directory, names=lambda name: name)
+    source = SafetensorsDir(directory, rename=lambda name: name)
     table = tensor_map(config)
     found: dict[str, dict[str, np.ndarray]] = {}
     for key in source:
@@ -58,16 +59,16 @@ def read_peft(directory: str | Path, config: ModelConfig) -> Adapter:
         name = released_name(f"{match['module']}.weight") if match else key
         tensor = table.get(name)
         if match is None or tensor is None or not tensor.layout.startswith("linear"):
-            problems.append(f"{key}: no LoRA matrix of a linear layer of this model")
+            problems.append(f"{key}: not a LoRA matrix of a linear layer of this model")
             continue
         found.setdefault(name, {})[match["side"]] = source.read(key)
     for name, sides in found.items():
-        problems += _misfits(table[name], sides)
+        problems += _shape_problems(table[name], sides)
     raise_problems(directory, problems, "name the adapter's own base model")
     return _stack(table, found, raw)
 
 
-def _misfits(tensor: Tensor, sides: dict[str, np.ndarray]) -> list[str]:
+def _shape_problems(tensor: TensorSpec, sides: dict[str, np.ndarray]) -> list[str]:
     if set(sides) != {"A", "B"}:
         return [f"{tensor.hf}: only lora_{next(iter(sides))}"]
     out, ins = tensor.hf_shape
@@ -77,17 +78,17 @@ def _misfits(tensor: Tensor, sides: dict[str, np.ndarray]) -> list[str]:
 
 
 def _stack(
-    table: dict[str, Tensor], found: dict[str, dict[str, np.ndarray]], raw: dict[str, Any]
-) -> Adapter:
-    flat: dict[tuple[str, ...], np.ndarray] = {}
-    scales: dict[tuple[str, ...], float] = {}
+    table: dict[str, TensorSpec], found: dict[str, dict[str, np.ndarray]], raw: JsonDict
+) -> LoraWeights:
+    flat: dict[ParamPath, np.ndarray] = {}
+    scales: dict[ParamPath, float] = {}
     layers = collections.Counter(t.path for t in table.values())
     for name, sides in found.items():
         tensor = table[name]
         path = tensor.path[:-1]
         rank = sides["A"].shape[0]
         scale = _scale(name.removesuffix(".weight"), rank, raw)
-        outs, ins = (tuple(tensor.shape[d] for d in group) for group in tensor.groups)
+        outs, ins = (tuple(tensor.shape[d] for d in dims) for dims in tensor.hf_dims)
         a, b = sides["A"].T.reshape(*ins, rank), sides["B"].T.reshape(rank, *outs)
         if tensor.layer is None:
             flat[(*path, "lora_a")], flat[(*path, "lora_b")] = a, b
@@ -101,11 +102,11 @@ def _stack(
                 name, "its rank or alpha differs from other layers'", "merge it with PEFT instead"
             )
         stack_a[tensor.layer], stack_b[tensor.layer] = a, b
-    return Adapter(nest(flat), scales)
+    return LoraWeights(unflatten_dict(flat), scales)
 
 
-def _scale(module: str, rank: int, raw: dict[str, Any]) -> float:
-    """alpha / rank, with PEFT's patterns: a key matches a module's name or its end."""
+def _scale(module: str, rank: int, raw: JsonDict) -> float:
+    """alpha / rank, with PEFT's alpha_pattern: a key matches a module's name or its end."""
     alpha = raw["lora_alpha"]
     for pattern, value in (raw.get("alpha_pattern") or {}).items():
         if re.fullmatch(rf"(.*\.)?({pattern})", module):
@@ -114,23 +115,26 @@ def _scale(module: str, rank: int, raw: dict[str, Any]) -> float:
     return alpha / (math.sqrt(rank) if raw.get("use_rslora") else rank)
 
 
-def write_peft(directory: str | Path, adapter: Adapter, config: ModelConfig, base: str) -> None:
-    """Writes an adapter as PEFT saves it.
+def write_peft(directory: str | Path, adapter: LoraWeights, config: ModelConfig, base: str) -> None:
+    """Writes an adapter in PEFT's format.
 
-    Names are those that transformers 5.10 and later hold in memory, as PEFT itself writes.
+    Names are those of transformers >= 5.10 in memory, as PEFT itself writes them.
 
     Args:
-        base: directory or hub id of the model it belongs to, for PEFT to load.
+        directory: an existing directory.
+        adapter: the adapter.
+        config: of its base model.
+        base: directory or hub id of its base model, for PEFT to load.
     """
     from safetensors.numpy import save_file
 
-    low = {path: np.asarray(x) for path, x in flatten(adapter.params).items()}
+    lora_params = {path: np.asarray(x) for path, x in flatten_dict(adapter.params).items()}
     arrays, ranks, alphas = {}, {}, {}
     for name, tensor in tensor_map(config).items():
         path = tensor.path[:-1]
         if path not in adapter.scales or tensor.path[-1] != "kernel":
             continue
-        a, b = low[(*path, "lora_a")], low[(*path, "lora_b")]
+        a, b = lora_params[(*path, "lora_a")], lora_params[(*path, "lora_b")]
         a, b = (a, b) if tensor.layer is None else (a[tensor.layer], b[tensor.layer])
         module = in_memory_name(name).removesuffix(".weight")
         rank = a.shape[-1]
@@ -151,13 +155,13 @@ def write_peft(directory: str | Path, adapter: Adapter, config: ModelConfig, bas
         "target_modules": sorted(ranks),
         "lora_dropout": 0.0,
         "inference_mode": True,
-        **_PLAIN,
+        **_SUPPORTED,
     }
     (directory / CONFIG_FILE).write_text(json.dumps(raw, indent=2) + "\n")
 
 
 def in_memory_name(name: str) -> str:
-    """A released name as transformers 5.10 and later spell it in memory."""
+    """A released name as transformers >= 5.10 has it in memory."""
     if name.startswith("language_model.lm_head."):
         return name.removeprefix("language_model.")
     return "model." + name.replace("language_model.model.", "language_model.", 1)

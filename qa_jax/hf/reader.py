@@ -1,4 +1,8 @@
-"""A Hugging Face directory, read lazily: every tensor, or a part of it, when it is asked for."""
+"""Lazy reading of a Hugging Face directory: each tensor, or a part of it, on request.
+
+The safetensors library maps whole files into memory or copies whole tensors; conversion must stay
+under 1.1 GB and loading onto a mesh reads columns of matrices, so parts are read here.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,8 @@ import numpy as np
 
 from qa_jax.config import ModelConfig, from_hf, read_json
 from qa_jax.errors import InputError
-from qa_jax.hf.table import HEAD, TABLE, Tensor, released_name, tensor_map
+from qa_jax.hf.table import EMBED_TOKENS, LM_HEAD, TensorSpec, released_name, tensor_map
+from qa_jax.typing import ParamPath, Shaped
 
 _DTYPES = {
     "F64": np.dtype(np.float64),
@@ -26,16 +31,15 @@ _DTYPES = {
 
 
 class SafetensorsDir:
-    """The tensors of a Hugging Face directory, each read from disk when it is asked for.
+    """The tensors of a Hugging Face directory, each read from disk on request.
 
-    Names are the released ones, whatever layout the files use, unless `names` spells them
-    otherwise. Opening reads headers only and raises InputError, listing every problem, for a
-    missing or damaged shard, an index that disagrees with the shards, a truncated tensor, or
-    pickled weights.
+    Names are the released ones, whichever the files use; `rename` maps the files' names. Opening
+    reads headers only and raises InputError, listing every problem, for a missing or damaged shard,
+    an index that disagrees with the shards, a truncated tensor, or pickled weights.
     """
 
-    def __init__(self, directory: str | Path, names: Callable[[str], str] = released_name) -> None:
-        self.directory, self._spell = Path(directory), names
+    def __init__(self, directory: str | Path, rename: Callable[[str], str] = released_name) -> None:
+        self.directory, self._rename = Path(directory), rename
         self._entries: dict[str, tuple[Path, int, np.dtype, tuple[int, ...]]] = {}
         problems: list[str] = []
         index = self._index()
@@ -47,10 +51,10 @@ class SafetensorsDir:
                 problems.append(f"{file.name}: unreadable header ({error})")
         if not problems:
             for raw_name, file_name in index.items():
-                entry = self._entries.get(names(raw_name))
+                entry = self._entries.get(rename(raw_name))
                 if entry is None or entry[0].name != file_name:
-                    problems.append(f"{raw_name}: not in {file_name}, where the index says it is")
-            listed = {names(n) for n in index}
+                    problems.append(f"{raw_name}: not in {file_name}, as the index says")
+            listed = {rename(n) for n in index}
             if index:
                 problems += [f"{n}: not in the index" for n in self._entries if n not in listed]
         raise_problems(self.directory, problems, "download or save the checkpoint again")
@@ -87,13 +91,13 @@ class SafetensorsDir:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if length > size:
-                raise ValueError(f"claims {length} bytes of a file of {size}")
+                raise ValueError(f"declares {length} bytes in a file of {size}")
             header = json.loads(stream.read(length))
         start = 8 + length
         for raw_name, entry in header.items():
             if raw_name == "__metadata__":
                 continue
-            name = self._spell(raw_name)
+            name = self._rename(raw_name)
             begin, end = entry["data_offsets"]
             dtype, shape = _DTYPES.get(entry["dtype"]), tuple(entry["shape"])
             if dtype is None:
@@ -119,16 +123,16 @@ class SafetensorsDir:
     def dtype(self, name: str) -> np.dtype:
         return self._entries[name][2]
 
-    def place(self, name: str) -> tuple[str, int]:
+    def offset(self, name: str) -> tuple[str, int]:
         """The tensor's file and its first byte there: reading in this order is fastest."""
         file, offset, _, _ = self._entries[name]
         return file.name, offset
 
-    def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> Shaped[np.ndarray, "..."]:
         """A tensor, or the part at `index`: one slice for each of its first dimensions.
 
-        Only the bytes asked for are read, where they are rows or, of a matrix, columns. Threads
-        may read at once. Raises InputError where the file ends too early.
+        Reads only the requested bytes of rows or of a matrix's columns. Thread-safe. Raises
+        InputError if the file ends too early.
         """
         file, offset, dtype, shape = self._entries[name]
         bounds = [s.indices(n) for s, n in zip(index, shape, strict=False)]
@@ -138,8 +142,8 @@ class SafetensorsDir:
             left, right = bounds[1][:2]
             out = np.empty((last - first, right - left), dtype)
             start = offset + left * dtype.itemsize
-            for i, piece in enumerate(out.view(np.uint8).reshape(out.shape[0], -1), start=first):
-                self._fill(file, piece, start + i * row)
+            for i, line in enumerate(out.view(np.uint8).reshape(out.shape[0], -1), start=first):
+                self._fill(file, line, start + i * row)
             return out
         out = np.empty((last - first, *shape[1:]), dtype)
         self._fill(file, out.reshape(-1).view(np.uint8), offset + first * row)
@@ -158,37 +162,41 @@ class SafetensorsDir:
 
 
 def open_model(directory: str | Path) -> tuple[ModelConfig, SafetensorsDir]:
-    """The model configuration and the tensors of a Hugging Face directory, checked to fit.
+    """The model configuration and the tensors of a Hugging Face directory, checked to match.
 
-    Where config.json ties the head and the files hold another head all the same, the files are
-    right: only a model whose head was not tied can have written them.
+    If config.json ties the head but the files contain a different head, the files are used: only a
+    model whose head was not tied can have written them.
     """
     path = Path(directory) / "config.json"
     config = from_hf(read_json(path), path)
     source = SafetensorsDir(directory)
-    both = config.text.tie_word_embeddings and {HEAD, TABLE} <= set(source)
-    if both and not _equal(source, tensor_map(config)[TABLE]):
-        warnings.warn(f"{path} ties the head, the files hold its own: using that", stacklevel=2)
+    both = config.text.tie_word_embeddings and {LM_HEAD, EMBED_TOKENS} <= set(source)
+    if both and not _equal(source, tensor_map(config)[EMBED_TOKENS]):
+        warnings.warn(
+            f"{path} ties the head, the files contain another one: using that", stacklevel=2
+        )
         text = dataclasses.replace(config.text, tie_word_embeddings=False)
         config = dataclasses.replace(config, text=text)
     check(source, tensor_map(config))
     return config, source
 
 
-def _equal(source: SafetensorsDir, table: Tensor) -> bool:
-    """Whether the head repeats the embedding's numbers."""
-    if source.shape(HEAD) != source.shape(TABLE):
+def _equal(source: SafetensorsDir, table: TensorSpec) -> bool:
+    """Whether the head equals the embedding table."""
+    if source.shape(LM_HEAD) != source.shape(EMBED_TOKENS):
         return False
-    parts = [(rows,) for rows, _ in table.blocks()]
-    return all(np.array_equal(source.read(HEAD, p), source.read(TABLE, p)) for p in parts)
+    return all(
+        np.array_equal(source.read(LM_HEAD, (rows,)), source.read(EMBED_TOKENS, (rows,)))
+        for rows, _ in table.blocks()
+    )
 
 
-def check(source: SafetensorsDir, tensors: dict[str, Tensor]) -> None:
+def check(source: SafetensorsDir, tensors: dict[str, TensorSpec]) -> None:
     """Raises InputError listing every missing, extra and misshapen tensor."""
     problems = [
         f"{name}: missing"
         for name, tensor in tensors.items()
-        if name not in source and not tensor.copy_of_tied
+        if name not in source and not tensor.is_tied_copy
     ]
     for name in source:
         if name not in tensors:
@@ -196,9 +204,9 @@ def check(source: SafetensorsDir, tensors: dict[str, Tensor]) -> None:
         elif source.shape(name) != tensors[name].hf_shape:
             expected = tensors[name].hf_shape
             problems.append(f"{name}: shape {source.shape(name)}, expected {expected}")
-    stacks: dict[tuple[str, ...], np.dtype] = {}
+    stacks: dict[ParamPath, np.dtype] = {}
     for name, tensor in tensors.items():
-        if name in source and not tensor.copy_of_tied:
+        if name in source and not tensor.is_tied_copy:
             first = stacks.setdefault(tensor.path, source.dtype(name))
             if source.dtype(name) != first:
                 problems.append(f"{name}: {source.dtype(name)}, other layers are {first}")
@@ -206,7 +214,7 @@ def check(source: SafetensorsDir, tensors: dict[str, Tensor]) -> None:
 
 
 def raise_problems(source: object, problems: list[str], remedy: str) -> None:
-    """One InputError for all problems, each on a line of its own where there are several."""
+    """Raises one InputError for all problems, each on its own line if there are several."""
     if len(problems) == 1:
         raise InputError(source, problems[0], remedy)
     if problems:

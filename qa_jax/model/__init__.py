@@ -1,59 +1,31 @@
-"""What is computed: arrays in, arrays out. No file, no optimizer, no tokenizer is known here."""
+"""The model: arrays in, arrays out. No files, no optimizer, no tokenizer, no adapters."""
 
-from qa_jax.model.attention import Visible
+from qa_jax.model.attention import AttentionMask
 from qa_jax.model.decoder import KVCache, TextDecoder
 from qa_jax.model.encoder import AudioEncoder
 from qa_jax.model.frontend import LogMel
-from qa_jax.model.lora import (
-    Adapter,
-    adapt,
-    check_patterns,
-    delta,
-    dropout_keys,
-    held_as_declared,
-    is_adapter_path,
-    merge,
-)
 from qa_jax.model.module import (
-    Declaration,
-    Params,
+    ParamSpec,
     bind,
     count_parameters,
-    declarations,
-    flatten,
     initialize,
-    join,
-    nest,
-    split,
+    param_specs,
     unstack,
 )
-from qa_jax.model.qwen2_audio import Audio, Qwen2Audio
+from qa_jax.model.qwen2_audio import AudioInput, Qwen2Audio
 
 __all__ = [
-    "Adapter",
-    "Audio",
+    "AttentionMask",
     "AudioEncoder",
-    "Declaration",
+    "AudioInput",
     "KVCache",
     "LogMel",
-    "Params",
+    "ParamSpec",
     "Qwen2Audio",
     "TextDecoder",
-    "Visible",
-    "adapt",
     "bind",
-    "check_patterns",
     "count_parameters",
-    "declarations",
-    "delta",
-    "dropout_keys",
-    "flatten",
-    "held_as_declared",
     "initialize",
-    "is_adapter_path",
-    "join",
-    "merge",
-    "nest",
-    "split",
+    "param_specs",
     "unstack",
 ]

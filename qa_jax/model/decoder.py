@@ -1,4 +1,4 @@
-"""The text decoder, and the memory of keys and values that makes answering token by token cheap."""
+"""The text decoder and its KV cache."""
 
 from __future__ import annotations
 
@@ -8,23 +8,32 @@ import jax
 import jax.numpy as jnp
 
 from qa_jax.config import TextConfig
-from qa_jax.model.attention import Visible, attend
-from qa_jax.model.layers import Linear, RMSNorm, fan_in_normal, normal, precision, rotate, wide
-from qa_jax.model.module import Module, declare, scan, stack
+from qa_jax.model.attention import AttentionMask, dot_product_attention
+from qa_jax.model.layers import (
+    Linear,
+    RMSNorm,
+    apply_rope,
+    at_least_float32,
+    fan_in_normal,
+    matmul_precision,
+    normal,
+)
+from qa_jax.model.module import Module, param, scan, stack
 from qa_jax.parallel import constrain
+from qa_jax.typing import Array, DType, Float, Int
 
 
 class KVCache(NamedTuple):
-    """Keys and values of all layers, (L, B, S, K, H) each; slots are filled from the left."""
+    """Keys and values of all layers; a row's entries are filled from the left."""
 
-    k: jax.Array
-    v: jax.Array
+    k: Float[Array, "L B S K H"]
+    v: Float[Array, "L B S K H"]
 
     @classmethod
-    def zeros(cls, config: TextConfig, batch: int, slots: int, dtype: str) -> KVCache:
-        """An empty cache of `slots` tokens per row."""
+    def zeros(cls, config: TextConfig, batch_size: int, cache_length: int, dtype: DType) -> KVCache:
+        """An empty cache of `cache_length` tokens per row."""
         heads, dim = config.num_key_value_heads, config.head_dim
-        shape = (config.num_hidden_layers, batch, slots, heads, dim)
+        shape = (config.num_hidden_layers, batch_size, cache_length, heads, dim)
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
@@ -39,10 +48,12 @@ class DecoderAttention(Module):
         self.v_proj = Linear(d, {"heads": config.num_key_value_heads, **h}, bias=True)
         self.o_proj = Linear({"heads": config.num_attention_heads, **h}, d)
 
-    def qkv(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """(B, T, D) -> scaled queries (B, T, N, H), keys and values (B, T, K, H)."""
-        q = rotate(self.q_proj(x), positions, self.rope_theta)
-        k = rotate(self.k_proj(x), positions, self.rope_theta)
+    def qkv(
+        self, x: Float[Array, "B T D"], positions: Int[Array, "B T"]
+    ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
+        """Scaled queries, keys and values."""
+        q = apply_rope(self.q_proj(x), positions, self.rope_theta)
+        k = apply_rope(self.k_proj(x), positions, self.rope_theta)
         q = constrain(q * q.shape[-1] ** -0.5, "batch", "time", "act_heads", None)
         return q, constrain(k, "batch", "time", "act_heads", None), self.v_proj(x)
 
@@ -56,7 +67,7 @@ class MLP(Module):
         self.up_proj = Linear(d, mlp)
         self.down_proj = Linear(mlp, d)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         hidden = jax.nn.silu(self.gate_proj(x)) * self.up_proj(x)
         return self.down_proj(constrain(hidden, "batch", "time", "act_mlp"))
 
@@ -64,8 +75,8 @@ class MLP(Module):
 class DecoderLayer(Module):
     """Pre-norm transformer layer."""
 
-    def __init__(self, config: TextConfig, attention: str = "auto") -> None:
-        self.attention = attention
+    def __init__(self, config: TextConfig, attention_impl: str = "auto") -> None:
+        self.attention_impl = attention_impl
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = DecoderAttention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -73,97 +84,108 @@ class DecoderLayer(Module):
 
     def __call__(
         self,
-        x: jax.Array,
-        positions: jax.Array,
-        visible: Visible,
-        memory: tuple[KVCache, Any, jax.Array] | None = None,
-    ) -> tuple[jax.Array, KVCache | None]:
-        """One layer; `memory` is the whole cache, the first slot to fill and this layer's index."""
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "B T"],
+        mask: AttentionMask,
+        cache: KVCache | None = None,
+        layer: Int[Array, ""] | int = 0,
+        cache_index: Int[Array, ""] | int = 0,
+    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        """One layer; `cache` is that of all layers and is written at `layer` and `cache_index`."""
         with jax.named_scope("self_attn"):
             q, k, v = self.self_attn.qkv(self.input_layernorm(x), positions)
-            cache = None
-            if memory is not None:
-                cache, slot, index = memory
+            if cache is not None:
                 # Updated in place as the scan's carry: per-layer outputs would copy the cache.
-                at = (index, 0, slot, 0, 0)
+                start = (layer, 0, cache_index, 0, 0)
                 cache = KVCache(
-                    jax.lax.dynamic_update_slice(cache.k, k[None], at),
-                    jax.lax.dynamic_update_slice(cache.v, v[None], at),
+                    jax.lax.dynamic_update_slice(cache.k, k[None], start),
+                    jax.lax.dynamic_update_slice(cache.v, v[None], start),
                 )
-                k, v = cache.k[index], cache.v[index]
-            x = x + self.self_attn.o_proj(attend(q, k, v, visible, by=self.attention))
+                k, v = cache.k[layer], cache.v[layer]
+            out = dot_product_attention(q, k, v, mask, implementation=self.attention_impl)
+            x = x + self.self_attn.o_proj(out)
         with jax.named_scope("mlp"):
             x = x + self.mlp(self.post_attention_layernorm(x))
         return constrain(x, "batch", "time", "act_embed"), cache
 
 
 class TextDecoder(Module):
-    """Embedding, layers, final norm, and the head that turns hidden states into logits."""
+    """Token embedding, layers, final norm and output layer.
 
-    def __init__(self, config: TextConfig, attention: str = "auto", **loop: Any) -> None:
+    Args:
+        config: the decoder's.
+        attention_impl: `ModelConfig.attention_impl`.
+        scan_kwargs: `remat` and `unroll` of `scan`.
+    """
+
+    def __init__(
+        self, config: TextConfig, attention_impl: str = "auto", **scan_kwargs: Any
+    ) -> None:
         vocab, d = config.vocab_size, config.hidden_size
-        self.loop = loop  # remat and unroll, for `scan`
-        self.embed_tokens = declare((vocab, d), ("vocab", "embed"), fan_in_normal(d))
-        self.layers = stack(DecoderLayer(config, attention), config.num_hidden_layers)
+        self.scan_kwargs = scan_kwargs
+        self.embed_tokens = param((vocab, d), ("vocab", "embed"), fan_in_normal(d))
+        self.layers = stack(DecoderLayer(config, attention_impl), config.num_hidden_layers)
         self.norm = RMSNorm(d, config.rms_norm_eps)
         tied = config.tie_word_embeddings
-        self.lm_head = None if tied else declare((d, vocab), ("embed", "vocab"), normal)
+        self.lm_head = None if tied else param((d, vocab), ("embed", "vocab"), normal)
 
-    def embed(self, tokens: jax.Array, dtype: Any) -> jax.Array:
-        """(B, T) ids -> (B, T, D)."""
+    def embed(self, tokens: Int[Array, "B T"], dtype: DType) -> Float[Array, "B T D"]:
+        """Token embeddings."""
         return self.embed_tokens[...].astype(dtype)[tokens]
 
     def __call__(
         self,
-        x: jax.Array,
-        positions: jax.Array,
-        visible: Visible,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "B T"],
+        mask: AttentionMask,
         cache: KVCache | None = None,
-        slot: jax.Array | int = 0,
-    ) -> tuple[jax.Array, KVCache | None]:
+        cache_index: Int[Array, ""] | int = 0,
+    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         """Runs the layers over embeddings.
 
         Args:
-            x: (B, T, D) token embeddings.
-            positions: (B, T) rotary positions.
-            visible: which keys each token sees: T of them, or the cache's slots.
-            cache: keys and values so far; the new ones are written at slots [slot, slot + T).
+            x: token embeddings.
+            positions: rotary positions.
+            mask: its keys are the T tokens, or the cache's entries.
+            cache: past keys and values; new ones are written from entry `cache_index` on.
+            cache_index: first entry to write.
 
         Returns:
-            Normalized hidden states (B, T, D), and the cache where one was given.
+            Normalized hidden states, and the updated cache, if one was given.
         """
         with jax.named_scope("text_decoder"):
             x = constrain(x, "batch", "time", "act_embed")
             if cache is None:
 
                 def layer(module: DecoderLayer, x: jax.Array, _: None) -> tuple[jax.Array, None]:
-                    return module(x, positions, visible)[0], None
+                    return module(x, positions, mask)[0], None
 
-                x, _ = scan(self.layers, layer, x, **self.loop)
+                x, _ = scan(self.layers, layer, x, **self.scan_kwargs)
             else:
 
-                def cached(
+                def cached_layer(
                     module: DecoderLayer, carry: tuple[jax.Array, KVCache], index: jax.Array
                 ) -> tuple[tuple[jax.Array, KVCache | None], None]:
                     x, cache = carry
-                    return module(x, positions, visible, (cache, slot, index)), None
+                    return module(x, positions, mask, cache, index, cache_index), None
 
-                indices = jnp.arange(cache.k.shape[0])
-                (x, cache), _ = scan(self.layers, cached, (x, cache), indices, **self.loop)
+                layers = jnp.arange(cache.k.shape[0])
+                carry, _ = scan(self.layers, cached_layer, (x, cache), layers, **self.scan_kwargs)
+                x, cache = carry
             return self.norm(x), cache
 
-    def head(self, dtype: Any) -> jax.Array:
-        """The output layer's kernel, (D, V); a tied one is the table of embeddings turned."""
+    def head(self, dtype: DType) -> Float[Array, "D V"]:
+        """The output layer's kernel; a tied one is the transposed embedding table."""
         if self.lm_head is None:
             return self.embed_tokens[...].astype(dtype).T
         return self.lm_head[...].astype(dtype)
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        """(..., D) -> (..., V), accumulated and returned in float32 (float64 for float64)."""
+    def logits(self, hidden: Float[Array, "*rest D"]) -> Float[Array, "*rest V"]:
+        """Logits, accumulated and returned in float32 (float64 for float64)."""
         return jax.lax.dot_general(
             hidden,
             self.head(hidden.dtype),
             (((hidden.ndim - 1,), (0,)), ((), ())),
-            precision=precision(hidden.dtype),
-            preferred_element_type=wide(hidden.dtype),
+            precision=matmul_precision(hidden.dtype),
+            preferred_element_type=at_least_float32(hidden.dtype),
         )

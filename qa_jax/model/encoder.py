@@ -9,101 +9,123 @@ import jax
 import jax.numpy as jnp
 
 from qa_jax.config import AudioConfig, conv_length
-from qa_jax.model.attention import Visible, attend
-from qa_jax.model.layers import Conv, LayerNorm, Linear, sinusoids
-from qa_jax.model.module import Module, declare, scan, stack
+from qa_jax.model.attention import AttentionMask, dot_product_attention
+from qa_jax.model.layers import Conv, LayerNorm, Linear, scaled, sinusoids
+from qa_jax.model.module import Module, param, scan, stack
 from qa_jax.parallel import constrain
+from qa_jax.typing import Array, DType, Float, Int
 
 gelu = functools.partial(jax.nn.gelu, approximate=False)
-"""Whisper's GELU is the exact one; JAX's default is the tanh approximation."""
+"""Whisper's exact GELU; JAX's default is the tanh approximation."""
 
 
-def _position_table(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+def _position_table(key: jax.Array, shape: tuple[int, ...], dtype: DType) -> jax.Array:
     return sinusoids(*shape).astype(dtype)
 
 
 class EncoderAttention(Module):
     """Self-attention without positions; the key projection has no bias."""
 
-    def __init__(self, config: AudioConfig, attention: str = "auto") -> None:
-        self.attention = attention
-        d, heads = {"embed": config.d_model}, config.encoder_attention_heads
-        split = {"audio_heads": heads, "head_dim": config.head_dim}
-        self.q_proj = Linear(d, split, bias=True)
-        self.k_proj = Linear(d, split)
-        self.v_proj = Linear(d, split, bias=True)
-        self.out_proj = Linear(split, d, bias=True)
+    def __init__(self, config: AudioConfig, attention_impl: str = "auto") -> None:
+        self.attention_impl = attention_impl
+        d, num_heads = {"embed": config.d_model}, config.encoder_attention_heads
+        heads = {"audio_heads": num_heads, "head_dim": config.head_dim}
+        self.q_proj = Linear(d, heads, bias=True)
+        self.k_proj = Linear(d, heads)
+        self.v_proj = Linear(d, heads, bias=True)
+        self.out_proj = Linear(heads, d, bias=True)
 
-    def __call__(self, x: jax.Array, visible: Visible) -> jax.Array:
+    def __call__(self, x: Float[Array, "A P D"], mask: AttentionMask) -> Float[Array, "A P D"]:
         q = self.q_proj(x)
         q = q * q.shape[-1] ** -0.5
         k, v = self.k_proj(x), self.v_proj(x)
-        return self.out_proj(attend(q, k, v, visible, "act_audio_heads", self.attention))
+        out = dot_product_attention(q, k, v, mask, "act_audio_heads", self.attention_impl)
+        return self.out_proj(out)
 
 
 class EncoderLayer(Module):
     """Pre-norm transformer layer with an exact GELU."""
 
-    def __init__(self, config: AudioConfig, attention: str = "auto") -> None:
+    def __init__(self, config: AudioConfig, attention_impl: str = "auto") -> None:
         d, mlp = {"embed": config.d_model}, {"mlp": config.encoder_ffn_dim}
         self.self_attn_layer_norm = LayerNorm(config.d_model)
-        self.self_attn = EncoderAttention(config, attention)
+        self.self_attn = EncoderAttention(config, attention_impl)
         self.final_layer_norm = LayerNorm(config.d_model)
         self.fc1 = Linear(d, mlp, bias=True)
         self.fc2 = Linear(mlp, d, bias=True)
 
-    def __call__(self, x: jax.Array, visible: Visible) -> jax.Array:
+    def __call__(self, x: Float[Array, "A P D"], mask: AttentionMask) -> Float[Array, "A P D"]:
         with jax.named_scope("self_attn"):
-            x = x + self.self_attn(self.self_attn_layer_norm(x), visible)
+            x = x + self.self_attn(self.self_attn_layer_norm(x), mask)
         with jax.named_scope("mlp"):
             return x + self.fc2(gelu(self.fc1(self.final_layer_norm(x))))
 
 
 class AudioEncoder(Module):
-    """Two convolutions, a position table, pre-norm layers, pooling by 2, a final norm."""
+    """Two convolutions, a position table, pre-norm layers, pooling by 2, a final norm.
 
-    def __init__(self, config: AudioConfig, attention: str = "auto", **loop: Any) -> None:
+    Args:
+        config: the encoder's.
+        attention_impl, conv_init_scale, position_init_scale: `ModelConfig`'s.
+        scan_kwargs: `remat` and `unroll` of `scan`.
+    """
+
+    def __init__(
+        self,
+        config: AudioConfig,
+        attention_impl: str = "auto",
+        conv_init_scale: float = 1.0,
+        position_init_scale: float = 1.0,
+        **scan_kwargs: Any,
+    ) -> None:
         d = config.d_model
-        self.loop = loop  # remat and unroll, for `scan`
-        self.conv1 = Conv(config.num_mel_bins, d, stride=1)
-        self.conv2 = Conv(d, d, stride=2)
-        self.embed_positions = declare(
-            (config.max_source_positions, d), ("time", "embed"), _position_table
+        self.scan_kwargs = scan_kwargs
+        self.conv1 = Conv(config.num_mel_bins, d, stride=1, init_scale=conv_init_scale)
+        self.conv2 = Conv(d, d, stride=2, init_scale=conv_init_scale)
+        self.embed_positions = param(
+            (config.max_source_positions, d),
+            ("time", "embed"),
+            scaled(_position_table, position_init_scale),
         )
-        self.layers = stack(EncoderLayer(config, attention), config.encoder_layers)
+        self.layers = stack(EncoderLayer(config, attention_impl), config.encoder_layers)
         self.layer_norm = LayerNorm(d)
 
-    def __call__(self, log_mel: jax.Array, frames: jax.Array) -> jax.Array:
-        """Encodes clips in a bucket as the reference encodes them in 30 s.
+    def __call__(
+        self, log_mel: Float[Array, "A F M"], num_frames: Int[Array, " A"]
+    ) -> Float[Array, "A F/4 D"]:
+        """Encodes the clips of a bucket with the values of the reference's 30 s encoding.
 
-        Exact where the log-mel goes on for at least two genuine frames past the clip's end (four
-        are kept, see `config.FRAME_MARGIN`) or fills the whole window. Embeddings past a clip's
-        token count are finite and meaningless.
+        Exact if the log-mel extends at least two frames past the clip's end (four are kept, see
+        `config.FRAME_MARGIN`) or fills the whole window. Embeddings past a clip's number of audio
+        tokens are finite and meaningless.
 
         Args:
-            log_mel: (A, F, M); F a multiple of 4.
-            frames: (A,) valid frames of each clip.
+            log_mel: F a multiple of 4.
+            num_frames: valid frames of each clip.
 
         Returns:
-            (A, F / 4, D) embeddings, of which `token_count(frames)` are valid in each row.
+            Embeddings, of which `num_audio_tokens(num_frames)` are valid in each row.
+
+        Raises:
+            ValueError: for another F, or one longer than the position table.
         """
-        if log_mel.shape[1] % 4 or log_mel.shape[1] > 2 * self.embed_positions.shape[0]:
+        max_frames = 2 * self.embed_positions.shape[0]
+        if log_mel.shape[1] % 4 or log_mel.shape[1] > max_frames:
             raise ValueError(
-                f"log-mel of {log_mel.shape[1]} frames: need a multiple of 4, at most "
-                f"{2 * self.embed_positions.shape[0]}"
+                f"log-mel of {log_mel.shape[1]} frames: need a multiple of 4, at most {max_frames}"
             )
         with jax.named_scope("audio_encoder"):
             x = constrain(gelu(self.conv1(log_mel)), "batch", "time", "act_embed")
             x = gelu(self.conv2(x))
             x = x + self.embed_positions[: x.shape[1]].astype(x.dtype)
-            # The reference's attention mask is real: every layer's queries see valid keys only.
-            keys = (jnp.arange(x.shape[1]) < conv_length(frames)[:, None]).astype(jnp.int32)
-            visible = Visible(jnp.ones_like(keys), keys)
+            # Padding frames are masked in every layer, as in the reference.
+            kv_ids = (jnp.arange(x.shape[1]) < conv_length(num_frames)[:, None]).astype(jnp.int32)
+            mask = AttentionMask(jnp.ones_like(kv_ids), kv_ids)
 
             def layer(module: EncoderLayer, x: jax.Array, _: None) -> tuple[jax.Array, None]:
-                return constrain(module(x, visible), "batch", "time", "act_embed"), None
+                return constrain(module(x, mask), "batch", "time", "act_embed"), None
 
-            x, _ = scan(self.layers, layer, x, **self.loop)
+            x, _ = scan(self.layers, layer, x, **self.scan_kwargs)
             with jax.named_scope("pool_by_2"):
                 x = x.reshape(x.shape[0], -1, 2, x.shape[2]).mean(axis=2)
             return self.layer_norm(x)

@@ -1,23 +1,26 @@
 """Floating-point operations of the model, counted from its shapes.
 
-The compiler's own count sees a scanned layer once, so it is counted here; 2 for every multiply-add.
-Norms, activations, adapters and the log-mel's transform are left out: under 2 % of the rest.
+XLA's own count includes a scanned layer once, so operations are counted here; 2 for every
+multiply-add. Norms, activations, adapters and the log-mel's transform are left out: under 2 %.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from qa_jax.config import AudioConfig, ModelConfig, TextConfig, conv_length
+from qa_jax.model.module import ParamSpec
+from qa_jax.typing import ParamPath
 
 
-class Part(NamedTuple):
+class PartFlops(NamedTuple):
     """Forward operations of a part of the model.
 
     Attributes:
-        linear: products with parameters.
-        attention: products of activations with one another.
+        linear: products of activations with parameters.
+        attention: products of activations with activations.
     """
 
     linear: int
@@ -28,92 +31,98 @@ class Part(NamedTuple):
         return self.linear + self.attention
 
 
-class Moves(NamedTuple):
-    """How much of a part is trained.
+class TrainedFraction(NamedTuple):
+    """Which gradients of a part are computed.
 
     Attributes:
-        share: of the numbers in its products' parameters, those that are trained themselves.
-        passes: whether gradients pass through it: it, or what comes before it, is trained.
+        params: fraction of its products' parameters with gradients.
+        needs_input_grad: whether gradients pass through it, because it or an earlier part is
+            trained.
     """
 
-    share: float
-    passes: bool
+    params: float
+    needs_input_grad: bool
 
 
 _PARTS = ("encoder", "projector", "decoder", "head")
 
 
-def encoder_part(config: AudioConfig, frames: int) -> Part:
-    """One clip of so many frames through convolutions and layers."""
-    d, positions = config.d_model, conv_length(frames)
-    convolutions = 2 * 3 * d * (config.num_mel_bins * frames + d * positions)
+def encoder_flops(config: AudioConfig, num_frames: int) -> PartFlops:
+    """One clip through convolutions and layers."""
+    d, positions = config.d_model, conv_length(num_frames)
+    convolutions = 2 * 3 * d * (config.num_mel_bins * num_frames + d * positions)
     linear = 2 * positions * (4 * d * d + 2 * d * config.encoder_ffn_dim)
     attention = 2 * 2 * positions**2 * d
     n = config.encoder_layers
-    return Part(convolutions + n * linear, n * attention)
+    return PartFlops(convolutions + n * linear, n * attention)
 
 
-def decoder_part(config: TextConfig, tokens: int) -> Part:
-    """Layers over a row of so many tokens.
+def decoder_flops(config: TextConfig, num_tokens: int) -> PartFlops:
+    """Layers over one row.
 
-    The causal mask is not taken off: the plain products compute what it hides.
+    The causal mask is not subtracted: unfused products compute what it hides.
     """
     d, h = config.hidden_size, config.head_dim
     heads, kv = config.num_attention_heads, config.num_key_value_heads
-    linear = 2 * tokens * d * (2 * heads * h + 2 * kv * h + 3 * config.intermediate_size)
+    linear = 2 * num_tokens * d * (2 * heads * h + 2 * kv * h + 3 * config.intermediate_size)
     n = config.num_hidden_layers
-    return Part(n * linear, n * 2 * 2 * tokens**2 * heads * h)
+    return PartFlops(n * linear, n * 2 * 2 * num_tokens**2 * heads * h)
 
 
-def forward_parts(
-    config: ModelConfig, rows: int, tokens: int, clips: int, frames: int
-) -> dict[str, Part]:
-    """By encoder, projector, decoder and head: `rows` rows of `tokens` tokens, and `clips` clips of
-    `frames` frames."""
+def forward_flops(
+    config: ModelConfig, num_rows: int, num_tokens: int, num_clips: int, num_frames: int
+) -> dict[str, PartFlops]:
+    """By encoder, projector, decoder and head: `num_rows` rows of `num_tokens` tokens, and
+    `num_clips` clips of `num_frames` frames."""
     text, audio = config.text, config.audio
-    encoder, decoder = encoder_part(audio, frames), decoder_part(text, tokens)
-    projector = 2 * (conv_length(frames) // 2) * audio.d_model * text.hidden_size
+    encoder, decoder = encoder_flops(audio, num_frames), decoder_flops(text, num_tokens)
+    projector = 2 * (conv_length(num_frames) // 2) * audio.d_model * text.hidden_size
     return {
-        "encoder": Part(clips * encoder.linear, clips * encoder.attention),
-        "projector": Part(clips * projector),
-        "decoder": Part(rows * decoder.linear, rows * decoder.attention),
-        "head": Part(rows * 2 * tokens * text.hidden_size * text.vocab_size),
+        "encoder": PartFlops(num_clips * encoder.linear, num_clips * encoder.attention),
+        "projector": PartFlops(num_clips * projector),
+        "decoder": PartFlops(num_rows * decoder.linear, num_rows * decoder.attention),
+        "head": PartFlops(num_rows * 2 * num_tokens * text.hidden_size * text.vocab_size),
     }
 
 
-def what_moves(trained: dict[tuple[str, ...], bool], shapes: dict[Any, Any]) -> dict[str, Moves]:
-    """Which parts are trained, from {path: whether} and {path: declaration} of a model."""
-    moves: dict[str, Moves] = {}
-    before = False
-    tied = ("decoder", "lm_head") not in trained
+def trained_fractions(
+    trainable: Mapping[ParamPath, bool], specs: Mapping[ParamPath, ParamSpec]
+) -> dict[str, TrainedFraction]:
+    """Which gradients of each part are computed, from the trainable mask by path."""
+    fractions: dict[str, TrainedFraction] = {}
+    needs_input_grad = False
+    tied = ("decoder", "lm_head") not in trainable
     for part in _PARTS:
-        kernels = moving = 0
-        for path, learnt in trained.items():
+        size = trained_size = 0
+        for path, is_trainable in trainable.items():
             if _part_of(path) != part:
                 continue
-            before = before or learnt
+            needs_input_grad = needs_input_grad or is_trainable
             if path[-1] in ("kernel", "lm_head"):
-                kernels += math.prod(shapes[path].shape)
-                moving += learnt * math.prod(shapes[path].shape)
-        share = moving / kernels if kernels else 0.0
+                size += math.prod(specs[path].shape)
+                trained_size += is_trainable * math.prod(specs[path].shape)
+        fraction = trained_size / size if size else 0.0
         if part == "head" and tied:
-            share = float(trained["decoder", "embed_tokens"])
-        moves[part] = Moves(share, before)
-    return moves
+            fraction = float(trainable["decoder", "embed_tokens"])
+        fractions[part] = TrainedFraction(fraction, needs_input_grad)
+    return fractions
 
 
-def _part_of(path: tuple[str, ...]) -> str:
+def _part_of(path: ParamPath) -> str:
     return "head" if path[:2] in (("decoder", "lm_head"), ("decoder", "norm")) else path[0]
 
 
-def training_flops(parts: dict[str, Part], moves: dict[str, Moves]) -> float:
-    """A step's forward and backward pass. Recomputation is not counted, as is usual for MFU.
+def training_flops(
+    parts: Mapping[str, PartFlops], fractions: Mapping[str, TrainedFraction]
+) -> float:
+    """A step's forward and backward pass, without recomputation, as is usual for MFU.
 
-    Backward, a product with parameters takes as much again for its input where gradients pass, and
-    as much again for the parameters that move; attention takes twice as much.
+    The backward pass of a product with parameters costs the forward pass once for its input, if
+    gradients pass through it, and once for its trained parameters; attention costs it twice.
     """
     total = 0.0
     for name, part in parts.items():
-        share, passes = moves[name]
-        total += part.total + passes * (part.linear + 2 * part.attention) + share * part.linear
+        fraction, needs_input_grad = fractions[name]
+        total += part.total
+        total += needs_input_grad * (part.linear + 2 * part.attention) + fraction * part.linear
     return total

@@ -1,82 +1,80 @@
-"""Parameters declared once: shape, logical axes and initializer beside the code that uses them.
+"""Parameters, each declared once: shape, logical axes and initializer beside the code that uses it.
 
-A module built here holds declarations and no arrays. `initialize` makes the arrays, `bind` puts
-them back for a computation, `declarations` gives shapes and axes to sharding and conversion. Flax
-is imported in this file alone.
+A module holds `nnx.Param`s whose values are shapes. `initialize` makes the arrays, `bind` puts them
+into the module inside a traced function, `param_specs` gives shapes and axes to sharding and to
+conversion. Flax NNX is imported in this file and in `qa_jax.lora`.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from qa_jax.trees import flatten_dict, unflatten_dict
+from qa_jax.typing import Array, DType, Key, ParamPath, Params, PyTree
+
 Module = nnx.Module
-Params = dict[str, Any]
-"""A nested dict of arrays, keyed by attribute names."""
-Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
+Initializer = Callable[[jax.Array, tuple[int, ...], DType], jax.Array]
+M = TypeVar("M", bound=nnx.Module)
 
 
-class Declaration(NamedTuple):
-    """What a parameter is, before it has a value.
+class ParamSpec(NamedTuple):
+    """A parameter before it has a value.
 
     Attributes:
-        shape: its shape, the stacked layers' dimension included.
+        shape: its shape, the dimension of stacked layers included.
         axes: one logical axis name per dimension.
-        init: initializer of one layer's share.
-        stacked: whether the first dimension counts layers.
-        dtype: the type that it is held in; None for what the rest is held in.
+        init: initializer of one layer's part.
+        stacked: whether the first dimension is the layer.
+        dtype: its storage dtype; None for the dtype of the whole model.
     """
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
     init: Initializer
     stacked: bool
-    dtype: Any = None
+    dtype: DType = None
 
 
-def declare(
+def param(
     shape: tuple[int, ...],
     axes: tuple[str, ...],
     init: Initializer,
-    dtype: Any = None,
-    layers: int | None = None,
+    dtype: DType = None,
+    num_layers: int | None = None,
 ) -> nnx.Param:
     """Declares a parameter of a module; its value is a shape until `bind` puts an array there.
 
-    `layers` is for one that comes later to a module that was stacked so many times.
+    `num_layers` is for a parameter added to a module that is already stacked.
     """
     if len(shape) != len(axes):
         raise ValueError(f"shape {shape} and axes {axes} differ in rank")
-    if layers is not None:
-        shape, axes = (layers, *shape), ("layers", *axes)
+    if num_layers is not None:
+        shape, axes = (num_layers, *shape), ("layers", *axes)
     value = jax.ShapeDtypeStruct(shape, jnp.float32)
-    return nnx.Param(value, axes=axes, init=init, stacked=layers is not None, held=dtype)
+    stacked = num_layers is not None
+    return nnx.Param(value, axes=axes, init=init, stacked=stacked, param_dtype=dtype)
 
 
-def add(module: Module, name: str, parameter: nnx.Param) -> None:
-    """Gives a module a parameter that it was made without."""
-    setattr(module, name, nnx.data(parameter))
-
-
-def hold(module: Module, dtype: Any) -> None:
-    """Declares the type that all of a module's parameters are held in."""
+def set_param_dtype(module: Module, dtype: DType) -> None:
+    """Declares the storage dtype of all of a module's parameters."""
     for _, node in nnx.iter_graph(module):
         if isinstance(node, nnx.Param):
-            node.set_metadata("held", dtype)
+            node.set_metadata("param_dtype", dtype)
 
 
-def submodules(module: Module, kind: type) -> dict[tuple[str, ...], Any]:
-    """Its parts of a kind by their paths, in a stable order."""
+def submodules(module: Module, kind: type[M]) -> dict[ParamPath, M]:
+    """The submodules of a class by path, in a stable order."""
     found = {tuple(map(str, p)): m for p, m in nnx.iter_graph(module) if isinstance(m, kind)}
     return dict(sorted(found.items()))
 
 
-def stack(layer: Module, n: int) -> Module:
+def stack(layer: M, n: int) -> M:
     """The same layer n times: every parameter gains a leading `layers` dimension for `scan`."""
     for _, node in nnx.iter_graph(layer):
         if isinstance(node, nnx.Param):
@@ -95,16 +93,16 @@ REMAT_POLICIES = {
 
 def scan(
     layers: Module,
-    body: Callable[[Any, Any, Any], tuple[Any, Any]],
-    carry: Any,
-    xs: Any = None,
+    body: Callable[..., tuple[PyTree, PyTree]],
+    carry: PyTree,
+    xs: PyTree = None,
     *,
     remat: str = "none",
     unroll: bool = False,
-) -> tuple[Any, Any]:
+) -> tuple[PyTree, PyTree]:
     """`jax.lax.scan` of body(layer, carry, x) over stacked layers: compiled once for all of them.
 
-    `remat` and `unroll` are `ModelConfig`'s. Layers that `unstack` has taken apart run one by one.
+    `remat` and `unroll` are `ModelConfig`'s. Layers separated by `unstack` run one by one.
     """
     graphdef, params = nnx.split(layers)
     first = jax.tree.leaves(params, is_leaf=_is_tuple)[0]
@@ -117,114 +115,81 @@ def scan(
             outputs.append(y)
         return carry, jax.tree.map(lambda *y: jnp.stack(y), *outputs)
 
-    def step(carry: Any, inputs: Any) -> tuple[Any, Any]:
+    def step(carry: PyTree, inputs: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
         params, x = inputs
         return body(nnx.merge(graphdef, params), carry, x)
 
     if remat != "none":
-        # Inside a scan XLA cannot merge the recomputation with the original, so no barrier is due.
+        # XLA cannot merge the recomputation with the original inside a scan: no barrier is needed.
         step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=False)
     return jax.lax.scan(step, carry, (params, xs), unroll=unroll or 1)
 
 
-def _is_tuple(x: Any) -> bool:
+def _is_tuple(x: object) -> bool:
     return isinstance(x, tuple)
 
 
 def unstack(module: Module, params: Params) -> Params:
-    """Parameters with every stacked one as a tuple of its layers' own.
+    """Parameters with every stacked array as a tuple of its layers' arrays.
 
-    A copy, for small models on a processor: there a stack's layer is copied out of it each time it
-    is used, which costs more than the use where one token is decoded.
+    A copy, for small models on a CPU: there XLA copies a layer out of its stack at each use, which
+    costs more than the use when one token is decoded.
     """
-    stacked = declarations(module)
-    return nest(
-        {path: tuple(x) if stacked[path].stacked else x for path, x in flatten(params).items()}
-    )
+    specs = param_specs(module)
+    flat = flatten_dict(params)
+    return unflatten_dict({p: tuple(x) if specs[p].stacked else x for p, x in flat.items()})
 
 
-def bind(module: Module) -> Callable[[Params], Any]:
-    """A function from parameters to the module holding them, cheap enough to call while tracing."""
+def bind(module: M) -> Callable[[Params], M]:
+    """A function from parameters to the module with these, cheap enough to call while tracing."""
     graphdef, _ = nnx.split(module)
     return lambda params: nnx.merge(graphdef, params)
 
 
-def declarations(module: Module) -> dict[tuple[str, ...], Declaration]:
-    """Every parameter's declaration by its path, in a stable order."""
-    found = {}
+def param_specs(module: Module) -> dict[ParamPath, ParamSpec]:
+    """Every parameter's specification by its path, in a stable order."""
+    specs = {}
     for path, node in nnx.iter_graph(module):
         if isinstance(node, nnx.Param):
             meta = node.get_metadata()
-            found[tuple(map(str, path))] = Declaration(
-                node.get_value().shape, meta["axes"], meta["init"], meta["stacked"], meta["held"]
+            specs[tuple(map(str, path))] = ParamSpec(
+                node.get_value().shape,
+                meta["axes"],
+                meta["init"],
+                meta["stacked"],
+                meta["param_dtype"],
             )
-    return dict(sorted(found.items()))
-
-
-def nest(flat: dict[tuple[str, ...], Any]) -> Params:
-    """{("a", "b"): x} -> {"a": {"b": x}}."""
-    tree: Params = {}
-    for path, leaf in flat.items():
-        node = tree
-        for name in path[:-1]:
-            node = node.setdefault(name, {})
-        node[path[-1]] = leaf
-    return tree
-
-
-def join(*trees: Params) -> Params:
-    """Trees with different leaves as one; where two have the same, the later one's counts."""
-    return nest({path: x for tree in trees for path, x in flatten(tree).items()})
-
-
-def split(tree: Params, wanted: Params) -> tuple[Params, Params]:
-    """The leaves for which `wanted`, a tree of bools, is true, and the others."""
-    chosen = flatten(wanted)
-    flat = flatten(tree)
-    return (
-        nest({path: x for path, x in flat.items() if chosen[path]}),
-        nest({path: x for path, x in flat.items() if not chosen[path]}),
-    )
-
-
-def flatten(tree: Params, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    """{"a": {"b": x}} -> {("a", "b"): x}, the inverse of `nest`."""
-    flat = {}
-    for name, node in tree.items():
-        if isinstance(node, dict):
-            flat.update(flatten(node, (*prefix, name)))
-        else:
-            flat[(*prefix, name)] = node
-    return flat
+    return dict(sorted(specs.items()))
 
 
 def initialize(
     module: Module,
-    key: jax.Array,
-    dtype: Any = jnp.float32,
-    wanted: Callable[[tuple[str, ...]], bool] = lambda _: True,
+    key: Key[Array, ""],
+    dtype: DType = jnp.float32,
+    include: Callable[[ParamPath], bool] = lambda _: True,
 ) -> Params:
-    """Fresh parameters, those whose paths are `wanted`.
+    """Initial values of the parameters whose paths `include` accepts.
 
-    Each draws from a key of its own path, so neither the order of declarations nor a new neighbour
-    changes any other's values.
+    Each draws from a key of its own path, so that adding or reordering parameters does not change
+    the values of the others.
     """
     flat = {}
-    for path, d in declarations(module).items():
-        if not wanted(path):
+    for path, spec in param_specs(module).items():
+        if not include(path):
             continue
         k = jax.random.fold_in(key, zlib.crc32("/".join(path).encode()))
-        held = d.dtype or dtype
-        if d.stacked:
-            keys = jax.random.split(k, d.shape[0])
-            flat[path] = jax.vmap(lambda k, d=d, t=held: d.init(k, d.shape[1:], t))(keys)
+        param_dtype = spec.dtype or dtype
+        if spec.stacked:
+            keys = jax.random.split(k, spec.shape[0])
+            one = lambda k, s=spec, t=param_dtype: s.init(k, s.shape[1:], t)  # noqa: E731
+            flat[path] = jax.vmap(one)(keys)
         else:
-            flat[path] = d.init(k, d.shape, held)
-    return nest(flat)
+            flat[path] = spec.init(k, spec.shape, param_dtype)
+    return unflatten_dict(flat)
 
 
 def count_parameters(module: Module) -> int:
-    """How many numbers the module's parameters hold."""
+    """The number of a module's parameters."""
     return sum(
-        jax.ShapeDtypeStruct(d.shape, jnp.float32).size for d in declarations(module).values()
+        jax.ShapeDtypeStruct(s.shape, jnp.float32).size for s in param_specs(module).values()
     )

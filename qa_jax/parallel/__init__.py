@@ -1,38 +1,43 @@
-"""Where it runs: processes, the device mesh, one table of sharding rules, the constraint helper."""
+"""Processes, the device mesh, the logical-axis rules and the sharding constraint."""
 
+from qa_jax.parallel.distributed import (
+    any_across_processes,
+    barrier,
+    initialize_distributed,
+    is_main_process,
+)
 from qa_jax.parallel.mesh import (
     AXES,
     BATCH_AXES,
-    RULES,
-    batch_shards,
+    LOGICAL_AXIS_RULES,
     constrain,
     current_platform,
-    local_groups,
+    local_batch_shards,
     make_mesh,
     mesh_shape,
     mesh_sizes,
+    num_batch_shards,
     partition_spec,
-    per_device,
+    shard_map_logical,
     sharding,
 )
-from qa_jax.parallel.start import any_process, barrier, first_process, join_processes
 
 __all__ = [
     "AXES",
     "BATCH_AXES",
-    "RULES",
-    "any_process",
+    "LOGICAL_AXIS_RULES",
+    "any_across_processes",
     "barrier",
-    "batch_shards",
     "constrain",
     "current_platform",
-    "first_process",
-    "join_processes",
-    "local_groups",
+    "initialize_distributed",
+    "is_main_process",
+    "local_batch_shards",
     "make_mesh",
     "mesh_shape",
     "mesh_sizes",
+    "num_batch_shards",
     "partition_spec",
-    "per_device",
+    "shard_map_logical",
     "sharding",
 ]

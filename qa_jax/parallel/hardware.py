@@ -1,4 +1,4 @@
-"""What accelerators can do at most, as their makers say."""
+"""Peak speeds and memory of accelerators, from vendor specifications."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ class Chip(NamedTuple):
     """One chip.
 
     Attributes:
-        flops: dense bfloat16 operations a second.
+        flops: dense bfloat16 operations per second.
         memory: bytes.
-        bandwidth: bytes a second between memory and chip.
-        link: bytes a second that it sends to the chips beside it, over all fast links together.
+        bandwidth: memory bandwidth in bytes per second.
+        ici_bandwidth: bytes per second sent over all of its chip-to-chip links together (ICI or
+            NVLink).
     """
 
     flops: float
     memory: int
     bandwidth: float
-    link: float
+    ici_bandwidth: float
 
 
 _GIB = 2**30
-# By the start of jax.Device.device_kind; the first that fits counts. Sources, November 2026:
+# By the start of jax.Device.device_kind; the first match counts. Sources, November 2026:
 # docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, tpu7x; NVIDIA's data sheets of
-# A100, H100, H200, L4 and RTX 4090 (a link of these two is PCI Express).
+# A100, H100, H200, L4 and RTX 4090 (the last two are linked by PCI Express).
 CHIPS = {
     "TPU v4": Chip(275e12, 32 * _GIB, 1228e9, 300e9),
     "TPU v5 lite": Chip(197e12, 16 * _GIB, 819e9, 200e9),
@@ -40,24 +41,24 @@ CHIPS = {
     "NVIDIA GeForce RTX 4090": Chip(165e12, 24 * 10**9, 1008e9, 32e9),
     "NVIDIA H200": Chip(989e12, 141 * 10**9, 4800e9, 450e9),
 }
-# These chips are two devices each.
-_HALVES = ("TPU7x",)
+# Each of these chips is two JAX devices.
+_TWO_DEVICES = ("TPU7x",)
 
 
 def chip_of(kind: str) -> Chip | None:
-    """By `jax.Device.device_kind`; None for a processor, or what is not in the table."""
+    """By `jax.Device.device_kind`; None for a CPU, or a chip that is not in the table."""
     return next((chip for name, chip in CHIPS.items() if kind.startswith(name)), None)
 
 
 def peak_flops(device: jax.Device) -> float | None:
-    """Of one device; None for a processor, or an accelerator that is not in the table."""
+    """Of one device; None for a CPU, or an accelerator that is not in the table."""
     chip = chip_of(device.device_kind)
     if chip is None:
         return None
-    return chip.flops / (2 if device.device_kind.startswith(_HALVES) else 1)
+    return chip.flops / (2 if device.device_kind.startswith(_TWO_DEVICES) else 1)
 
 
 def memory_in_use(device: jax.Device) -> int | None:
-    """Peak bytes of a device's memory so far; None where it does not tell."""
+    """Peak bytes of a device's memory so far; None if the backend does not report them."""
     stats = device.memory_stats() or {}
     return stats.get("peak_bytes_in_use")

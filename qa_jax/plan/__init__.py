@@ -1,4 +1,4 @@
-"""What a run will need before anyone pays for it: the real step, compiled for real topologies."""
+"""Ahead-of-time memory and time estimates: the real step, compiled for real topologies."""
 
 from qa_jax.plan.estimate import Plan
 from qa_jax.plan.generation import make_generation_plan

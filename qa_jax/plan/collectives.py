@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read from its text."""
+"""The collectives of a compiled program, read from its text."""
 
 from __future__ import annotations
 
@@ -18,43 +18,43 @@ _CALLED = re.compile(
 _ARRAY = re.compile(r"\b([a-z]+\d+|pred)\[([\d,]*)\]")
 
 
-class Transfer(NamedTuple):
-    """One collective of the program.
+class Collective(NamedTuple):
+    """A collective of the program.
 
     Attributes:
         kind: all-gather, all-reduce, reduce-scatter, all-to-all or collective-permute.
-        sent: bytes that a device sends in a whole run of the program.
-        times: how often it runs.
+        sent: bytes sent by a device in one run of the program.
+        num_executions: executions in one run.
         largest: bytes of its largest array.
-        shape: of that array.
-        source: the name of the operation it was made for.
+        shape: shape of that array.
+        source: name of the operation that it belongs to.
     """
 
     kind: str
     sent: float
-    times: int
+    num_executions: int
     largest: int
     shape: tuple[int, ...]
     source: str
 
 
-def transfers(text: str) -> list[Transfer]:
-    """The collectives of a compiled module's text, loops counted out.
+def collectives(text: str) -> list[Collective]:
+    """The collectives of a compiled module's text, multiplied by loop trip counts.
 
-    A loop whose number of rounds is not a constant is counted as one round.
+    A loop without a constant trip count is counted once.
     """
     bodies = dict(_computations(text))
-    times = _times(bodies)
+    counts = _execution_counts(bodies)
     found = []
     seen = set()
     for name, lines in bodies.items():
-        if not times[name]:
+        if not counts[name]:
             continue
         for line in lines:
-            one = _transfer(line, times[name])
+            one = _parse_collective(line, counts[name])
             if one is None:
                 continue
-            # The compiler writes one asynchronous collective several times, under one channel.
+            # An asynchronous collective appears several times, with one channel id.
             channel = re.search(r"channel_id=(\d+)", line)
             key = channel.group(1) if channel else line
             if key not in seen:
@@ -63,11 +63,11 @@ def transfers(text: str) -> list[Transfer]:
     return found
 
 
-def sent_by_kind(text: str) -> dict[str, int]:
-    """Bytes that a device sends in a run of a compiled module, by kind of collective."""
+def bytes_by_collective(text: str) -> dict[str, int]:
+    """Bytes sent by a device in one run of a compiled module, by kind of collective."""
     sent: Counter[str] = Counter()
-    for transfer in transfers(text):
-        sent[transfer.kind] += round(transfer.sent)
+    for collective in collectives(text):
+        sent[collective.kind] += round(collective.sent)
     return dict(sent)
 
 
@@ -84,29 +84,29 @@ def _computations(text: str) -> Iterator[tuple[str, list[str]]]:
             lines.append(line)
 
 
-def _times(bodies: dict[str, list[str]]) -> Counter[str]:
-    """How often each computation runs."""
+def _execution_counts(bodies: dict[str, list[str]]) -> Counter[str]:
+    """How often each computation is executed."""
     callers: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for name, lines in bodies.items():
         for line in lines:
-            rounds = _rounds(line, bodies) if " while(" in line else 1
+            trips = _trip_count(line, bodies) if " while(" in line else 1
             for called in _CALLED.findall(line):
                 for each in re.findall(r"[\w.\-]+", called):
-                    callers[each].append((name, rounds))
-    times: Counter[str] = Counter({"ENTRY": 1})
+                    callers[each].append((name, trips))
+    counts: Counter[str] = Counter({"ENTRY": 1})
 
-    def of(name: str) -> int:
-        if name not in times:
-            times[name] = sum(of(caller) * rounds for caller, rounds in callers[name])
-        return times[name]
+    def count(name: str) -> int:
+        if name not in counts:
+            counts[name] = sum(count(caller) * trips for caller, trips in callers[name])
+        return counts[name]
 
     for name in bodies:
-        of(name)
-    return times
+        count(name)
+    return counts
 
 
-def _rounds(line: str, bodies: dict[str, list[str]]) -> int:
-    """Of a loop: what it says itself, or its counter's limit over its step."""
+def _trip_count(line: str, bodies: dict[str, list[str]]) -> int:
+    """A loop's annotated trip count, or its counter's limit over its increment."""
     known = re.search(r"known_trip_count[^\d]*(\d+)", line)
     if known:
         return int(known.group(1))
@@ -122,7 +122,7 @@ def _rounds(line: str, bodies: dict[str, list[str]]) -> int:
 
 
 def _step(body: list[str], index: int) -> int:
-    """What a loop's body adds to the index-th of the values that it carries."""
+    """What a loop's body adds to the index-th of its carried values."""
     defined = {m.group(1): m.group(2) for m in map(_INSTRUCTION.match, body) if m}
     root = next((line for line in body if line.lstrip().startswith("ROOT")), "")
     carried = re.search(r" tuple\((.*?)\)(, |$)", root)
@@ -133,7 +133,7 @@ def _step(body: list[str], index: int) -> int:
     return next((int(m.group(1)) for m in steps if m), 1) or 1
 
 
-def _transfer(line: str, times: int) -> Transfer | None:
+def _parse_collective(line: str, count: int) -> Collective | None:
     match = _INSTRUCTION.match(line)
     if not match:
         return None
@@ -146,21 +146,22 @@ def _transfer(line: str, times: int) -> Transfer | None:
     sizes = [_size(*array) for array in arrays]
     if not sizes:
         return None
-    started = operation.group(1).endswith("-start")
-    # A started one gives its input and its output; all-reduce may carry many arrays at once.
-    whole = max(sizes) if started and kind != "all-reduce" else sum(sizes)
+    is_start = operation.group(1).endswith("-start")
+    # Async *-start ops return (input, output); all-reduce may have several arrays.
+    whole = max(sizes) if is_start and kind != "all-reduce" else sum(sizes)
     n = _group_size(line)
-    share = (n - 1) / n if n > 1 else 0.0
+    fraction = (n - 1) / n if n > 1 else 0.0
     sent = {
-        "all-gather": whole * share,
-        "all-reduce": 2 * whole * share,
-        "reduce-scatter": (whole if started else whole * n) * share,
-        "all-to-all": whole * share,
+        "all-gather": whole * fraction,
+        "all-reduce": 2 * whole * fraction,
+        "reduce-scatter": (whole if is_start else whole * n) * fraction,
+        "all-to-all": whole * fraction,
         "collective-permute": float(whole),
     }[kind]
     source = re.search(r'op_name="([^"]*)"', line)
     shape = tuple(int(n) for n in arrays[sizes.index(max(sizes))][1].split(",") if n)
-    return Transfer(kind, sent * times, times, max(sizes), shape, source.group(1) if source else "")
+    name = source.group(1) if source else ""
+    return Collective(kind, sent * count, count, max(sizes), shape, name)
 
 
 def _size(kind: str, shape: str) -> int:

@@ -1,85 +1,91 @@
-"""What can be counted without a compiler: operations, bytes, and the times they take at least."""
+"""The analytic part of a plan: operations, bytes, and the least times that they take."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from qa_jax.config import ModelConfig, RunConfig, conv_length, token_count
+from qa_jax.config import JsonDict, ModelConfig, RunConfig, conv_length, num_audio_tokens
 from qa_jax.errors import InputError
-from qa_jax.model import Declaration, count_parameters, declarations, flatten
-from qa_jax.model.flops import Moves, Part, forward_parts, training_flops, what_moves
+from qa_jax.model import ParamSpec, count_parameters, param_specs
+from qa_jax.model.flops import (
+    PartFlops,
+    TrainedFraction,
+    forward_flops,
+    trained_fractions,
+    training_flops,
+)
 from qa_jax.parallel.hardware import Chip
-from qa_jax.train.optimizer import trainable
-from qa_jax.train.setup import Models
+from qa_jax.train.models import PolicyModels
+from qa_jax.train.objectives import make_objective, objective_class
+from qa_jax.train.optimizer import make_trainable_mask
+from qa_jax.trees import flatten_dict
 
 _TEXT_TOKENS = 64
-"""Text beside a clip, where the settings do not say how many clips a row holds."""
+"""Text per clip, for settings that do not say how many clips a row has."""
 
 
 class Shapes(NamedTuple):
     """A micro-batch over all devices.
 
     Attributes:
-        rows: rows of tokens.
-        tokens: in each row.
-        clips: in all rows.
-        frames: log-mel frames of each clip's bucket.
-        accumulate: micro-batches in a step.
+        num_rows: rows of tokens.
+        num_tokens: tokens per row.
+        num_clips: clips of all rows.
+        num_frames: log-mel frames of the clips' bucket.
+        grad_accum_steps: micro-batches per step.
     """
 
-    rows: int
-    tokens: int
-    clips: int
-    frames: int
-    accumulate: int
+    num_rows: int
+    num_tokens: int
+    num_clips: int
+    num_frames: int
+    grad_accum_steps: int
 
 
 def batch_shapes(config: RunConfig, bucket: int | None = None) -> Shapes:
-    """Shapes of a step's data: those of the bucket of the longest clips, unless one is named.
+    """Shapes of a step's batch: those of the bucket of the longest clips by default.
 
-    Rows that are not packed hold a clip each; packed ones as many as fit with some text beside. Of
-    pairs, two rows share their clips. Raises InputError for a bucket that is not there.
+    Unpacked rows have one clip each; packed rows as many as fit with some text. Completions of a
+    record share its clips. Raises InputError for a bucket that is not in data.buckets.
     """
     if bucket is not None and bucket not in config.data.buckets:
         raise InputError("--bucket", f"{bucket} is not in data.buckets", "choose one that is")
     frames = max(config.data.buckets) if bucket is None else bucket
     rows = config.data.buckets[frames]
-    tokens = config.data.pack_tokens or config.data.max_tokens
-    each = 1
-    if config.data.pack_tokens and frames:
-        each = max(1, tokens // (token_count(frames) + _TEXT_TOKENS))
-    clips = rows * each if frames else 0
-    if config.train.objective == "preferences":
-        rows *= 2
-    return Shapes(rows, tokens, clips, frames, config.optimizer.accumulate)
+    tokens = config.data.packed_length or config.data.max_tokens
+    clips_per_row = 1
+    if config.data.packed_length and frames:
+        clips_per_row = max(1, tokens // (num_audio_tokens(frames) + _TEXT_TOKENS))
+    clips = rows * clips_per_row if frames else 0
+    rows *= objective_class(config.train.objective).num_completions
+    return Shapes(rows, tokens, clips, frames, config.optimizer.grad_accum_steps)
 
 
 @dataclass
 class Plan:
-    """What a training step needs on a target.
+    """The needs of a training step on a target.
 
     Attributes:
         topology, devices, mesh, shapes, remat: what was planned.
-        parameters: numbers in the model.
-        fits: whether it fits in memory; where `compiled`, the compiler says so.
-        compiled: whether it was compiled; the rest is counted.
-        bytes_per_chip: by what they are for, of one device.
-        hbm_bytes_per_chip: what a device has.
-        flops_per_chip: operations of the model in a step, forward and backward, without
-            recomputation, by which MFU is counted.
-        network_bytes_per_chip: by kind of collective, sent by one device.
-        seconds: what a step takes at least for `compute`, with recomputation, for `memory` and for
-            `network`.
+        parameters: number of the model's parameters.
+        fits: whether it fits in memory; according to the compiler if `compiled`.
+        compiled: whether it was compiled; otherwise everything is analytic.
+        bytes_per_chip: memory of one device by use.
+        hbm_bytes_per_chip: memory that a device has.
+        flops_per_chip: the model's operations of a step, forward and backward, without
+            recomputation: the numerator of MFU.
+        network_bytes_per_chip: bytes sent by one device, by kind of collective.
+        seconds: least time of a step for `compute` (with recomputation), `memory` and `network`.
         bound: the largest of the three.
-        mfu_bound: the highest possible share of the peak, at that time.
-        tokens_per_chip_day, audio_hours_per_chip_day: at that time, of full batches.
-        compile_seconds: how long the compiler took.
+        mfu_bound: the highest possible MFU, at that time.
+        tokens_per_chip_day, audio_hours_per_chip_day: at that time, with full batches.
+        compile_seconds: compilation time.
         problem: why it does not fit.
     """
 
@@ -103,143 +109,151 @@ class Plan:
     compile_seconds: float = 0.0
     problem: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonDict:
         """For JSON."""
         return dataclasses.asdict(self) | {"shapes": self.shapes._asdict()}
 
     def set_times(self, seconds: dict[str, float], chip: Chip) -> None:
-        """Takes the times of the three resources, and what follows from the slowest."""
+        """Sets the times of the three resources, and what follows from the slowest."""
         self.seconds = seconds
         self.bound, step = max(seconds.items(), key=lambda item: item[1])
         self.mfu_bound = self.flops_per_chip / (chip.flops * step)
-        a_day = 86_400 / step * self.shapes.accumulate / self.devices
-        self.tokens_per_chip_day = a_day * self.shapes.rows * self.shapes.tokens
-        self.audio_hours_per_chip_day = a_day * self.shapes.clips * self.shapes.frames * 0.01 / 3600
+        s = self.shapes
+        batches_per_day = 86_400 / step * s.grad_accum_steps / self.devices
+        self.tokens_per_chip_day = batches_per_day * s.num_rows * s.num_tokens
+        hours = s.num_clips * s.num_frames * 0.01 / 3600
+        self.audio_hours_per_chip_day = batches_per_day * hours
 
 
-def _moves(config: RunConfig, models: Models) -> dict[str, Moves]:
-    trained = trainable(models.model, config.optimizer.freeze)
-    return what_moves(flatten(trained), declarations(models.model))
+def _trained_fractions(config: RunConfig, models: PolicyModels) -> dict[str, TrainedFraction]:
+    mask = make_trainable_mask(models.policy, config.optimizer.freeze)
+    return trained_fractions(flatten_dict(mask), param_specs(models.policy))
 
 
-def _forward(config: RunConfig, shapes: Shapes) -> dict[str, Part]:
+def _forward_flops(config: RunConfig, shapes: Shapes) -> dict[str, PartFlops]:
     s = shapes
-    return forward_parts(config.model, s.rows, s.tokens, s.clips, s.frames)
+    return forward_flops(config.model, s.num_rows, s.num_tokens, s.num_clips, s.num_frames)
 
 
-def _reference_flops(config: RunConfig, parts: dict[str, Part]) -> float:
-    """Of a second model that answers are compared with in the same step."""
-    compared = config.train.objective == "preferences" and config.preference.reference == "keep"
-    return compared * sum(part.total for part in parts.values())
+def _reference_flops(config: RunConfig, models: PolicyModels, parts: dict[str, PartFlops]) -> float:
+    """Forward operations of a reference policy in the same step."""
+    reference = make_objective(config, models, 1).reference
+    return (reference in ("base", "in_memory")) * sum(part.total for part in parts.values())
 
 
-def model_flops(config: RunConfig, models: Models, shapes: Shapes) -> float:
-    """Of a step over all devices, without recomputation and without what freezing spares."""
-    parts = _forward(config, shapes)
-    step = training_flops(parts, _moves(config, models)) + _reference_flops(config, parts)
-    return step * shapes.accumulate
+def model_flops(config: RunConfig, models: PolicyModels, shapes: Shapes) -> float:
+    """Operations of a step over all devices, without recomputation and frozen gradients."""
+    parts = _forward_flops(config, shapes)
+    step = training_flops(parts, _trained_fractions(config, models))
+    return (step + _reference_flops(config, models, parts)) * shapes.grad_accum_steps
 
 
-def executed_flops(config: RunConfig, models: Models, shapes: Shapes) -> float:
-    """Of a step over all devices, with what is computed again for the backward pass."""
-    parts, moves = _forward(config, shapes), _moves(config, models)
-    share = {"none": 0.0, "full": 1.0, "dots": 0.05}[config.model.remat]
-    again = sum(share * parts[n].total * moves[n].passes for n in ("encoder", "decoder"))
-    # The loss computes its logits once more for the gradient.
-    again += parts["head"].total
-    return model_flops(config, models, shapes) + again * shapes.accumulate
+def executed_flops(config: RunConfig, models: PolicyModels, shapes: Shapes) -> float:
+    """Operations of a step over all devices, with recomputation."""
+    parts, fractions = _forward_flops(config, shapes), _trained_fractions(config, models)
+    recomputed = {"none": 0.0, "full": 1.0, "dots": 0.05}[config.model.remat]
+    more = sum(
+        recomputed * parts[n].total * fractions[n].needs_input_grad for n in ("encoder", "decoder")
+    )
+    # The loss recomputes its logits for the gradient.
+    more += parts["head"].total
+    return model_flops(config, models, shapes) + more * shapes.grad_accum_steps
 
 
-def state_bytes(config: RunConfig, models: Models, shards: int) -> dict[str, int]:
-    """Of one device, where parameters are cut so many ways. What is frozen has neither gradient nor
-    optimizer state."""
-    declared = declarations(models.model)
-    moved = flatten(trainable(models.model, config.optimizer.freeze))
+def state_bytes(config: RunConfig, models: PolicyModels, num_shards: int) -> dict[str, int]:
+    """The state of one device, sharded over `num_shards`. Frozen parameters have neither gradient
+    nor optimizer state."""
+    specs = param_specs(models.policy)
+    mask = flatten_dict(make_trainable_mask(models.policy, config.optimizer.freeze))
 
-    def size(d: Declaration) -> int:
-        return math.prod(d.shape) * np.dtype(d.dtype or np.float32).itemsize
+    def size(spec: ParamSpec) -> int:
+        return math.prod(spec.shape) * np.dtype(spec.dtype or np.float32).itemsize
 
-    learnt = sum(math.prod(d.shape) for path, d in declared.items() if moved[path]) / shards
-    first = 2 if config.optimizer.first_moment == "bfloat16" else 4
-    held = {
-        "parameters": round(sum(map(size, declared.values())) / shards),
-        "optimizer": round((first + 4) * learnt),
-        "gradients": round((2 if config.optimizer.gradients == "bfloat16" else 4) * learnt),
+    trainable = sum(math.prod(s.shape) for path, s in specs.items() if mask[path]) / num_shards
+    mu_bytes = 2 if config.optimizer.mu_dtype == "bfloat16" else 4
+    grad_bytes = 2 if config.optimizer.grad_dtype == "bfloat16" else 4
+    state = {
+        "parameters": round(sum(map(size, specs.values())) / num_shards),
+        "optimizer": round((mu_bytes + 4) * trainable),
+        "gradients": round(grad_bytes * trainable),
     }
-    if config.train.average:
-        held["average"] = round(4 * learnt)
-    preferred = config.train.objective == "preferences"
-    if preferred and not config.lora.layers and config.preference.reference == "keep":
-        width = np.dtype(jnp.dtype(config.model.dtype)).itemsize
-        held["reference"] = round(width * count_parameters(models.base) / shards)
-    return held
+    if config.train.ema_decay:
+        state["ema"] = round(4 * trainable)
+    if make_objective(config, models, 1).reference == "in_memory":
+        itemsize = np.dtype(jnp.dtype(config.model.dtype)).itemsize
+        state["reference"] = round(itemsize * count_parameters(models.base) / num_shards)
+    return state
 
 
-def _widths(config: ModelConfig) -> tuple[int, int]:
-    """Numbers a token, and an encoder position, that a layer's matrix products give."""
+def _layer_widths(config: ModelConfig) -> tuple[int, int]:
+    """Outputs of a layer's matrix products, per token and per encoder position."""
     text, audio = config.text, config.audio
     heads = (text.num_attention_heads + 2 * text.num_key_value_heads) * text.head_dim
-    of_text = heads + 2 * text.hidden_size + 2 * text.intermediate_size
-    return of_text, 5 * audio.d_model + audio.encoder_ffn_dim
+    text_width = heads + 2 * text.hidden_size + 2 * text.intermediate_size
+    return text_width, 5 * audio.d_model + audio.encoder_ffn_dim
 
 
-def _width(config: ModelConfig) -> int:
-    """Bytes of an activation."""
+def _activation_itemsize(config: ModelConfig) -> int:
     return 2 if config.dtype == "bfloat16" else 4
 
 
-def kept_bytes(config: RunConfig, models: Models, shapes: Shapes, batch_shards: int) -> int:
-    """Activations of one device that wait for the backward pass: with `full`, each layer's input;
-    with `dots`, also what its matrix products give. None where no gradient passes."""
-    model, moves = config.model, _moves(config, models)
+def saved_activation_bytes(
+    config: RunConfig, models: PolicyModels, shapes: Shapes, num_batch_shards: int
+) -> int:
+    """Activations of one device saved for the backward pass: with `full`, each layer's input; with
+    `dots`, also the results of its matrix products. None if no gradient passes."""
+    model, fractions = config.model, _trained_fractions(config, models)
     text, audio = model.text, model.audio
     d_text, d_audio = text.hidden_size, audio.d_model
     if model.remat != "full":
-        of_text, of_audio = _widths(model)
-        d_text, d_audio = d_text + of_text, d_audio + of_audio
-    kept = shapes.rows * shapes.tokens * text.num_hidden_layers * d_text
-    kept *= moves["decoder"].passes
-    if moves["encoder"].passes:
-        kept += shapes.clips * conv_length(shapes.frames) * audio.encoder_layers * d_audio
-    return round(kept * _width(model) / batch_shards)
+        text_width, audio_width = _layer_widths(model)
+        d_text, d_audio = d_text + text_width, d_audio + audio_width
+    saved = shapes.num_rows * shapes.num_tokens * text.num_hidden_layers * d_text
+    saved *= fractions["decoder"].needs_input_grad
+    if fractions["encoder"].needs_input_grad:
+        positions = conv_length(shapes.num_frames)
+        saved += shapes.num_clips * positions * audio.encoder_layers * d_audio
+    return round(saved * _activation_itemsize(model) / num_batch_shards)
 
 
-def working_bytes(config: ModelConfig, shapes: Shapes, batch_shards: int) -> int:
-    """What one device holds for a moment: a layer's activations and their gradients, its weights
-    twice, a piece of the logits and of their gradient."""
-    of_text, of_audio = _widths(config)
+def temporary_bytes(config: ModelConfig, shapes: Shapes, num_batch_shards: int) -> int:
+    """Peak temporary memory of one device: a layer's activations and their gradients, its weights
+    twice, a block of the logits and of their gradient."""
+    text_width, audio_width = _layer_widths(config)
     layer = max(
-        shapes.rows * shapes.tokens * of_text,
-        shapes.clips * conv_length(shapes.frames) * of_audio,
+        shapes.num_rows * shapes.num_tokens * text_width,
+        shapes.num_clips * conv_length(shapes.num_frames) * audio_width,
     )
-    text = config.text
+    text, itemsize = config.text, _activation_itemsize(config)
     weights = 2 * text.hidden_size * (2 * text.hidden_size + 3 * text.intermediate_size)
-    return round(2 * layer * _width(config) / batch_shards + weights * _width(config) + 2**29)
+    return round(2 * layer * itemsize / num_batch_shards + weights * itemsize + 2**29)
 
 
 def memory_seconds(plan: Plan, config: ModelConfig, chip: Chip) -> float:
-    """The least time for a device's memory: weights are written where they are gathered and read in
-    each of three passes, the optimizer reads and writes its state, activations are written and
-    read once."""
+    """The least time of a device's memory traffic: gathered weights are written once and read in
+    each of three passes, the optimizer reads and writes its state, activations are written and read
+    once."""
     weights = 2 * plan.parameters / plan.mesh["tensor"]
-    passes = (3 if config.remat == "full" else 2) * plan.shapes.accumulate
+    accum = plan.shapes.grad_accum_steps
+    passes = (3 if config.remat == "full" else 2) * accum
     state = plan.bytes_per_chip["parameters"] + plan.bytes_per_chip["optimizer"]
-    kept = plan.bytes_per_chip["activations"] * plan.shapes.accumulate
-    moved = 2 * passes * weights + 2 * state + 2 * plan.bytes_per_chip["gradients"] + 2 * kept
-    return moved / chip.bandwidth
+    activations = plan.bytes_per_chip["activations"] * accum
+    gradients = plan.bytes_per_chip["gradients"]
+    traffic = 2 * passes * weights + 2 * state + 2 * gradients + 2 * activations
+    return traffic / chip.bandwidth
 
 
-def counted_network_bytes(plan: Plan, config: ModelConfig) -> dict[str, float]:
-    """Of one device, where nothing is compiled: weights gathered for each pass, gradients summed
-    and scattered once a micro-batch."""
-    shards, copies = plan.mesh["fsdp"], plan.mesh["data"]
-    whole = 2 * plan.parameters / plan.mesh["tensor"]
-    share = (shards - 1) / shards
+def analytic_network_bytes(plan: Plan, config: ModelConfig) -> dict[str, float]:
+    """Bytes sent by one device if nothing is compiled: weights gathered for each pass, gradients
+    reduced and scattered once per micro-batch."""
+    num_shards, num_replicas = plan.mesh["fsdp"], plan.mesh["data"]
+    weights = 2 * plan.parameters / plan.mesh["tensor"]
+    fraction = (num_shards - 1) / num_shards
     passes = 3 if config.remat == "full" else 2
-    n = plan.shapes.accumulate
+    n = plan.shapes.grad_accum_steps
     sent = {
-        "all-gather": n * passes * whole * share,
-        "reduce-scatter": n * whole * share,
-        "all-reduce": 2 * n * whole / shards * (copies - 1) / copies,
+        "all-gather": n * passes * weights * fraction,
+        "reduce-scatter": n * weights * fraction,
+        "all-reduce": 2 * n * weights / num_shards * (num_replicas - 1) / num_replicas,
     }
     return {kind: size for kind, size in sent.items() if size}

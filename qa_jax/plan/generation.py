@@ -1,4 +1,4 @@
-"""What answering needs: prefill of a batch of prompts, and decoding of one more token."""
+"""The needs of generation: prefill of a batch of prompts, and decoding of one more token."""
 
 from __future__ import annotations
 
@@ -11,156 +11,173 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qa_jax.checkpoint import abstract_params
-from qa_jax.config import HOP_LENGTH, ModelConfig, RunConfig
+from qa_jax.config import HOP_LENGTH, ModelConfig, RunConfig, SamplingConfig
 from qa_jax.errors import InputError
-from qa_jax.generate import Sampling
-from qa_jax.generate.engine import Engine
-from qa_jax.generate.inputs import ModelInputs
+from qa_jax.generate import Engine, ModelInputs
 from qa_jax.model import Qwen2Audio, count_parameters
-from qa_jax.model.flops import forward_parts
-from qa_jax.parallel import AXES, BATCH_AXES, batch_shards, make_mesh, mesh_sizes
-from qa_jax.plan.collectives import sent_by_kind
-from qa_jax.plan.estimate import Plan, Shapes, batch_shapes, working_bytes
-from qa_jax.plan.plan import MARGIN, compiled_or_problem
+from qa_jax.model.flops import forward_flops
+from qa_jax.parallel import AXES, BATCH_AXES, make_mesh, mesh_sizes, num_batch_shards
+from qa_jax.plan.collectives import bytes_by_collective
+from qa_jax.plan.estimate import Plan, Shapes, batch_shapes, temporary_bytes
+from qa_jax.plan.plan import USABLE_MEMORY_FRACTION, compile_or_problem
 from qa_jax.plan.target import Target
+from qa_jax.typing import DType
 
 NEW_TOKENS = 256
-"""For which the cache has room."""
-_WIDTH = 2
-"""Bytes of a weight and of an activation: answers are given in bfloat16."""
+"""The cache's room for new tokens."""
+_ITEMSIZE = 2
+"""Bytes of a weight and of an activation: generation in bfloat16."""
 
 
 def make_generation_plan(
     config: RunConfig, target: Target, job: str, bucket: int | None = None, quick: bool = False
 ) -> Plan:
-    """What a prefill, or a decoded token, of a bucket's rows needs on a target.
+    """The needs of a prefill, or of a decode step, of a bucket's rows on a target.
 
     Args:
-        config: of whose model, mesh and `data.buckets` it is; a row is `data.max_tokens` long.
-        target: compiled for where it is a TPU, else counted.
+        config: its model, mesh and `data.buckets`; a row is `data.max_tokens` long.
+        target: compiled for a TPU, otherwise analytic.
         job: "prefill" or "decode".
-        bucket: of `data.buckets`; the longest clips' unless named.
+        bucket: of `data.buckets`; the longest clips' by default.
         quick: as for `make_plan`.
     """
-    model = dataclasses.replace(config.model, dtype="bfloat16", remat="none", unroll=False)
-    data = dataclasses.replace(config.data, pack_tokens=0)
+    model = dataclasses.replace(config.model, dtype="bfloat16", remat="none", unroll_layers=False)
+    data = dataclasses.replace(config.data, packed_length=0)
     shapes = batch_shapes(dataclasses.replace(config, data=data), bucket)
-    shapes = shapes._replace(accumulate=1, rows=config.data.buckets[shapes.frames])
-    sizes = dict(zip(AXES, mesh_sizes(config.mesh, target.size), strict=True))
-    cut = sizes["data"] * sizes["fsdp"]
-    if shapes.rows % cut:
+    shapes = shapes._replace(grad_accum_steps=1, num_rows=config.data.buckets[shapes.num_frames])
+    sizes = dict(zip(AXES, mesh_sizes(config.mesh, target.num_devices), strict=True))
+    num_shards = sizes["data"] * sizes["fsdp"]
+    if shapes.num_rows % num_shards:
         raise InputError(
-            "data.buckets", f"{shapes.rows} rows cannot be cut {cut} ways (mesh {sizes})"
+            "data.buckets",
+            f"{shapes.num_rows} rows cannot be sharded over {num_shards} devices (mesh {sizes})",
         )
-    plan = _counted(model, shapes, job, sizes, target)
+    plan = _analytic_plan(model, shapes, job, sizes, target)
     if target.devices:
         mesh = make_mesh(config.mesh, target.devices)
-        _compile(plan, model, shapes, mesh, job, quick)
+        _fill_from_compiled(plan, model, shapes, mesh, job, quick)
     _set_times(plan, model, target)
     return plan
 
 
-def _counted(
+def _analytic_plan(
     model: ModelConfig, shapes: Shapes, job: str, sizes: dict[str, int], target: Target
 ) -> Plan:
     parameters = count_parameters(Qwen2Audio(model))
-    text, cut = model.text, sizes["data"] * sizes["fsdp"]
-    slots = shapes.tokens + NEW_TOKENS
+    text, num_shards = model.text, sizes["data"] * sizes["fsdp"]
+    cache_length = shapes.num_tokens + NEW_TOKENS
     heads = text.num_key_value_heads * text.head_dim // sizes["tensor"]
-    cache = 2 * text.num_hidden_layers * (shapes.rows // cut) * slots * heads * _WIDTH
-    one = shapes if job == "prefill" else shapes._replace(tokens=1, clips=0, frames=0)
-    held = {
-        "parameters": round(_WIDTH * parameters / (sizes["fsdp"] * sizes["tensor"])),
+    local_rows = shapes.num_rows // num_shards
+    cache = 2 * text.num_hidden_layers * local_rows * cache_length * heads * _ITEMSIZE
+    one = shapes
+    if job != "prefill":
+        one = shapes._replace(num_tokens=1, num_clips=0, num_frames=0)
+    used = {
+        "parameters": round(_ITEMSIZE * parameters / (sizes["fsdp"] * sizes["tensor"])),
         "cache": cache,
-        "temporaries": working_bytes(model, one, cut),
+        "temporaries": temporary_bytes(model, one, num_shards),
     }
-    flops = sum(
-        part.total
-        for name, part in forward_parts(model, one.rows, one.tokens, one.clips, one.frames).items()
-        if name != "head"
-    )
-    # A prompt's logits are computed of its last token alone.
-    flops += 2 * shapes.rows * text.hidden_size * text.vocab_size
+    parts = forward_flops(model, one.num_rows, one.num_tokens, one.num_clips, one.num_frames)
+    flops = sum(part.total for name, part in parts.items() if name != "head")
+    # Logits of a prompt are computed at its last token only.
+    flops += 2 * shapes.num_rows * text.hidden_size * text.vocab_size
     if job == "decode":
-        flops += 4 * shapes.rows * slots * text.num_hidden_layers * text.hidden_size
-    gathered = _WIDTH * parameters / sizes["tensor"] * (sizes["fsdp"] - 1) / sizes["fsdp"]
+        flops += 4 * shapes.num_rows * cache_length * text.num_hidden_layers * text.hidden_size
+    fraction = (sizes["fsdp"] - 1) / sizes["fsdp"]
+    gathered = _ITEMSIZE * parameters / sizes["tensor"] * fraction
     return Plan(
         topology=f"{target.name}, {job}",
-        devices=target.size,
+        devices=target.num_devices,
         mesh=sizes,
         shapes=one,
         remat="none",
         parameters=parameters,
-        fits=sum(held.values()) <= MARGIN * target.chip.memory,
+        fits=sum(used.values()) <= USABLE_MEMORY_FRACTION * target.chip.memory,
         compiled=False,
-        bytes_per_chip=held,
+        bytes_per_chip=used,
         hbm_bytes_per_chip=target.chip.memory,
-        flops_per_chip=flops / target.size,
+        flops_per_chip=flops / target.num_devices,
         network_bytes_per_chip={"all-gather": gathered} if gathered else {},
     )
 
 
+def _abstract_inputs(prompts: Shapes, mesh: Mesh) -> ModelInputs:
+    sharding = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    b, t, frames = prompts.num_rows, prompts.num_tokens, prompts.num_frames
+
+    def array(dtype: DType, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    return ModelInputs(
+        tokens=array(jnp.int32, b, t),
+        attention_mask=array(jnp.bool_, b, t),
+        waveform=array(jnp.float32, b, frames * HOP_LENGTH) if frames else None,
+        num_frames=array(jnp.int32, b) if frames else None,
+    )
+
+
 def _compile(
+    model: ModelConfig, prompts: Shapes, mesh: Mesh, job: str, quick: bool
+) -> tuple[jax.stages.Compiled | None, str]:
+    """The compiled prefill or decode step; or None, and why it does not fit."""
+    inputs = _abstract_inputs(prompts, mesh)
+    params = abstract_params(Qwen2Audio(model), mesh, jnp.bfloat16)
+    engine = Engine(model, params, num_batch_shards(mesh))
+    sampling = SamplingConfig(max_new_tokens=NEW_TOKENS, stop_ids=model.eos_token_ids)
+    with jax.set_mesh(mesh):
+        lowered = engine.prefill_jit.lower(
+            params, inputs, new_entries=NEW_TOKENS, sampling=sampling
+        )
+        compiled, problem = compile_or_problem(lowered, quick)
+        if job == "prefill" or compiled is None:
+            return compiled, problem
+        shapes = jax.eval_shape(
+            lambda p, i: engine.prefill(p, i, NEW_TOKENS, sampling), params, inputs
+        )
+        state = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            shapes,
+            compiled.output_shardings,
+        )
+        num_tokens = jax.ShapeDtypeStruct((), jnp.int32)
+        lowered = engine.decode_jit.lower(
+            params, state, num_tokens, prompt_length=prompts.num_tokens, sampling=sampling
+        )
+        return compile_or_problem(lowered, quick)
+
+
+def _fill_from_compiled(
     plan: Plan, model: ModelConfig, prompts: Shapes, mesh: Mesh, job: str, quick: bool
 ) -> None:
-    """Replaces what was counted by what the compiler says."""
-    rows = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-    b, t, frames = prompts.rows, prompts.tokens, prompts.frames
-
-    def array(dtype: Any, *shape: int) -> Any:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
-
-    inputs = ModelInputs(
-        tokens=array(jnp.int32, b, t),
-        valid=array(jnp.bool_, b, t),
-        signal=array(jnp.float32, b, frames * HOP_LENGTH) if frames else None,
-        frames=array(jnp.int32, b) if frames else None,
-    )
-    params = abstract_params(Qwen2Audio(model), mesh, jnp.bfloat16)
-    engine = Engine(model, params, batch_shards(mesh))
-    how = Sampling(max_new_tokens=NEW_TOKENS, stop_ids=model.eos_token_ids)
+    """Replaces analytic values by the compiler's."""
     started = time.perf_counter()
-    with jax.set_mesh(mesh):
-        lowered = engine._prefill.lower(params, inputs, slots=NEW_TOKENS, how=how)
-        compiled, plan.problem = compiled_or_problem(lowered, quick)
-        if job == "decode" and compiled is not None:
-            shapes = jax.eval_shape(
-                lambda p, i: engine._prefill_of(p, i, NEW_TOKENS, how), params, inputs
-            )
-            state = jax.tree.map(
-                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-                shapes,
-                compiled.output_shardings,
-            )
-            until = jax.ShapeDtypeStruct((), jnp.int32)
-            lowered = engine._decode.lower(params, state, until, prompt=t, how=how)
-            compiled, plan.problem = compiled_or_problem(lowered, quick)
+    compiled, plan.problem = _compile(model, prompts, mesh, job, quick)
     plan.compiled, plan.compile_seconds = True, time.perf_counter() - started
     plan.fits = compiled is not None
     if compiled is None:
         return
-    stats = compiled.memory_analysis()
-    held = plan.bytes_per_chip
-    # Parameters and cache are as counted: decoding is not even given the encoder's, which stay all
-    # the same, and the cache is a result of the prefill and an argument of decoding.
+    stats: Any = compiled.memory_analysis()
+    used = plan.bytes_per_chip
+    # Parameters and cache stay analytic: the encoder's parameters are no argument of decoding but
+    # stay in memory, and the cache is a result of the prefill and an argument of decoding.
     new = stats.output_size_in_bytes - stats.alias_size_in_bytes
     if job == "prefill":
-        held["batch"] = max(0, stats.argument_size_in_bytes - held["parameters"])
-        new = max(0, new - held["cache"])
-    held["temporaries"], held["outputs"] = stats.temp_size_in_bytes, new
-    # The loop over tokens has no fixed number of rounds and is counted as one.
-    plan.network_bytes_per_chip = {**sent_by_kind(compiled.as_text())}
+        used["batch"] = max(0, stats.argument_size_in_bytes - used["parameters"])
+        new = max(0, new - used["cache"])
+    used["temporaries"], used["outputs"] = stats.temp_size_in_bytes, new
+    # The loop over tokens has no constant trip count and is counted once.
+    plan.network_bytes_per_chip = {**bytes_by_collective(compiled.as_text() or "")}
 
 
 def _set_times(plan: Plan, model: ModelConfig, target: Target) -> None:
-    weights = _WIDTH * plan.parameters / plan.mesh["tensor"]
+    weights = _ITEMSIZE * plan.parameters / plan.mesh["tensor"]
     gathered = 2 * weights if plan.mesh["fsdp"] > 1 else 0
-    moved = weights + gathered + plan.bytes_per_chip["cache"]
+    traffic = weights + gathered + plan.bytes_per_chip["cache"]
     plan.set_times(
         {
             "compute": plan.flops_per_chip / target.chip.flops,
-            "memory": moved / target.chip.bandwidth,
-            "network": sum(plan.network_bytes_per_chip.values()) / target.chip.link,
+            "memory": traffic / target.chip.bandwidth,
+            "network": sum(plan.network_bytes_per_chip.values()) / target.chip.ici_bandwidth,
         },
         target.chip,
     )

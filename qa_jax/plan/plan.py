@@ -1,4 +1,4 @@
-"""Compiling the step that `qa-jax train` would run, and reading off what it needs."""
+"""Compiling the step of `qa-jax train`, and reporting memory, FLOPs and collectives."""
 
 from __future__ import annotations
 
@@ -17,171 +17,179 @@ from qa_jax.config import HOP_LENGTH, RunConfig
 from qa_jax.data import TrainBatch
 from qa_jax.errors import InputError
 from qa_jax.model import Qwen2Audio, count_parameters
-from qa_jax.parallel import AXES, BATCH_AXES, batch_shards, make_mesh, mesh_sizes
-from qa_jax.plan.collectives import sent_by_kind
+from qa_jax.parallel import AXES, BATCH_AXES, make_mesh, mesh_sizes, num_batch_shards
+from qa_jax.plan.collectives import bytes_by_collective
 from qa_jax.plan.estimate import (
     Plan,
     Shapes,
+    analytic_network_bytes,
     batch_shapes,
-    counted_network_bytes,
     executed_flops,
-    kept_bytes,
     memory_seconds,
     model_flops,
+    saved_activation_bytes,
     state_bytes,
-    working_bytes,
+    temporary_bytes,
 )
 from qa_jax.plan.target import Target
+from qa_jax.train.models import make_models
+from qa_jax.train.objectives import make_objective
 from qa_jax.train.optimizer import make_optimizer
-from qa_jax.train.setup import abstract_state, make_models, make_run_step
-from qa_jax.train.sharding import refuse_replicated
-from qa_jax.train.step import jit_step
+from qa_jax.train.run import make_run_step
+from qa_jax.train.sharding import check_sufficiently_sharded
+from qa_jax.train.state import abstract_state
+from qa_jax.train.step import jit_train_step
+from qa_jax.typing import DType
 
-QUICK = {"exec_time_optimization_effort": -1.0, "memory_fitting_effort": -1.0}
-"""Compiler options for a look (libtpu 0.0.42: 7 s instead of 47 s for a layer of the decoder)."""
-MARGIN = 0.94
-"""Share of a GPU's memory that a program gets; the rest is CUDA's and fragments."""
+LOW_EFFORT_OPTIONS: Any = {"exec_time_optimization_effort": -1.0, "memory_fitting_effort": -1.0}
+"""Compiler options for `--quick` (libtpu 0.0.42: 7 s instead of 47 s for a decoder layer)."""
+USABLE_MEMORY_FRACTION = 0.94
+"""Fraction of a GPU's memory that a program can use; the rest is CUDA's and fragmentation."""
 
 
-def lower_step(config: RunConfig, mesh: Mesh, shapes: Shapes) -> Any:
-    """The training step, traced for a mesh whose devices need not be here."""
+def lower_step(config: RunConfig, mesh: Mesh, shapes: Shapes) -> jax.stages.Lowered:
+    """The training step, traced for a mesh whose devices need not exist on this machine."""
     models = make_models(config.model, config.lora)
-    optimizer = make_optimizer(config.optimizer, config.train.steps, models.model)
+    optimizer = make_optimizer(config.optimizer, config.train.steps, models.policy)
     state = abstract_state(config, models, optimizer, mesh)
-    step = make_run_step(config, models, optimizer, batch_shards(mesh))
-    stay = None
-    preferred = config.train.objective == "preferences"
-    if preferred and not models.adapted and config.preference.reference == "keep":
-        stay = abstract_params(models.base, mesh, jnp.dtype(config.model.dtype))
+    objective = make_objective(config, models, num_batch_shards(mesh))
+    step = make_run_step(config, models, objective, optimizer)
+    ref_params = None
+    if objective.reference == "in_memory":
+        ref_params = abstract_params(models.base, mesh, jnp.dtype(config.model.dtype))
+    has_log_probs = objective.reference == "precomputed"
     with jax.set_mesh(mesh):
-        jitted: Any = jit_step(step, state, config.train.xla)
-        return jitted.lower(state, _abstract_batch(config, shapes, mesh), stay)
+        jitted = jit_train_step(step, state, config.train.xla_flags)
+        return jitted.lower(state, _abstract_batch(shapes, mesh, has_log_probs), ref_params)
 
 
-def _abstract_batch(config: RunConfig, shapes: Shapes, mesh: Mesh) -> TrainBatch:
-    place = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
+def _abstract_batch(shapes: Shapes, mesh: Mesh, has_log_probs: bool) -> TrainBatch:
+    sharding = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
 
-    def array(dtype: Any, *shape: int) -> Any:
-        return jax.ShapeDtypeStruct((shapes.accumulate, *shape), dtype, sharding=place)
+    def array(dtype: DType, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((shapes.grad_accum_steps, *shape), dtype, sharding=sharding)
 
-    row = (shapes.rows, shapes.tokens)
-    clips = shapes.clips, shapes.frames * HOP_LENGTH
-    stored = config.train.objective == "preferences" and config.preference.reference == "store"
+    row = (shapes.num_rows, shapes.num_tokens)
+    clips = shapes.num_clips, shapes.num_frames * HOP_LENGTH
     return TrainBatch(
         tokens=array(jnp.int32, *row),
-        segments=array(jnp.int32, *row),
-        weights=array(jnp.float32, *row),
-        signal=array(jnp.float32, *clips) if shapes.clips else None,
-        frames=array(jnp.int32, shapes.clips) if shapes.clips else None,
-        reference=array(jnp.float32, shapes.rows) if stored else None,
+        segment_ids=array(jnp.int32, *row),
+        loss_weights=array(jnp.float32, *row),
+        waveform=array(jnp.float32, *clips) if shapes.num_clips else None,
+        num_frames=array(jnp.int32, shapes.num_clips) if shapes.num_clips else None,
+        reference_log_probs=array(jnp.float32, shapes.num_rows) if has_log_probs else None,
     )
 
 
 def make_plan(
     config: RunConfig, target: Target, bucket: int | None = None, quick: bool = False
 ) -> Plan:
-    """What a step of these settings needs on a target; compiled where the target is a TPU.
+    """The needs of a step on a target; compiled if the target is a TPU.
 
     Args:
-        config: the run's; its model must say its own vocabulary, for no tokenizer is read.
+        config: the run's; its model must state its vocabulary, since no tokenizer is read.
         target: see `find_target`.
-        bucket: of `data.buckets`; the longest clips' unless named.
-        quick: let the compiler optimize little: several times faster, memory a little off.
+        bucket: of `data.buckets`; the longest clips' by default.
+        quick: compile with low effort: several times faster, memory slightly off.
 
     Raises:
-        InputError: for a bucket that is not there, or rows and mesh that do not fit.
+        InputError: for a bucket that is not in data.buckets, or rows that the mesh does not divide.
     """
-    plan, mesh = _counted(config, target, bucket)
+    plan, mesh = _analytic_plan(config, target, bucket)
     if mesh is None:
         return plan
     started = time.perf_counter()
-    compiled, problem = compiled_or_problem(lower_step(config, mesh, plan.shapes), quick)
+    compiled, problem = compile_or_problem(lower_step(config, mesh, plan.shapes), quick)
     plan.compiled, plan.compile_seconds = True, time.perf_counter() - started
     if compiled is None:
         plan.fits, plan.problem = False, problem
     else:
-        _read_off(plan, compiled, config, target)
+        _fill_from_compiled(plan, compiled, config, target)
     return plan
 
 
-def compiled_or_problem(lowered: Any, quick: bool) -> tuple[Any, str]:
+def compile_or_problem(
+    lowered: jax.stages.Lowered, quick: bool
+) -> tuple[jax.stages.Compiled | None, str]:
     """The compiled program; or None, and how much memory it would have needed."""
     try:
-        return lowered.compile(QUICK if quick else None), ""
+        return lowered.compile(LOW_EFFORT_OPTIONS if quick else None), ""
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return None, _out_of_memory(str(error))
 
 
-def _counted(
+def _analytic_plan(
     config: RunConfig, target: Target, bucket: int | None = None
 ) -> tuple[Plan, Mesh | None]:
-    """The part of a plan that needs no compiler, and the mesh to compile for."""
+    """A plan without compiling, and the mesh to compile for."""
     shapes, models = batch_shapes(config, bucket), make_models(config.model, config.lora)
     mesh = make_mesh(config.mesh, target.devices) if target.devices else None
-    sizes = dict(zip(AXES, mesh_sizes(config.mesh, target.size), strict=True))
+    sizes = dict(zip(AXES, mesh_sizes(config.mesh, target.num_devices), strict=True))
     if mesh is not None:
-        refuse_replicated(models.model, mesh)
-    rows_cut = sizes["data"] * sizes["fsdp"]
-    if shapes.rows % rows_cut:
+        check_sufficiently_sharded(models.policy, mesh)
+    num_shards = sizes["data"] * sizes["fsdp"]
+    if shapes.num_rows % num_shards:
         raise InputError(
             "data.buckets",
-            f"{shapes.rows} rows cannot be cut {rows_cut} ways (mesh {sizes})",
-            f"choose a multiple of {rows_cut}",
+            f"{shapes.num_rows} rows cannot be sharded over {num_shards} devices (mesh {sizes})",
+            f"choose a multiple of {num_shards}",
         )
-    held = state_bytes(config, models, sizes["fsdp"] * sizes["tensor"])
-    held["activations"] = kept_bytes(config, models, shapes, rows_cut)
-    held["temporaries"] = working_bytes(config.model, shapes, rows_cut)
+    used = state_bytes(config, models, sizes["fsdp"] * sizes["tensor"])
+    used["activations"] = saved_activation_bytes(config, models, shapes, num_shards)
+    used["temporaries"] = temporary_bytes(config.model, shapes, num_shards)
     plan = Plan(
         topology=target.name,
-        devices=target.size,
+        devices=target.num_devices,
         mesh=sizes,
         shapes=shapes,
         remat=config.model.remat,
         parameters=count_parameters(Qwen2Audio(config.model)),
-        fits=sum(held.values()) <= MARGIN * target.chip.memory,
+        fits=sum(used.values()) <= USABLE_MEMORY_FRACTION * target.chip.memory,
         compiled=False,
-        bytes_per_chip=held,
+        bytes_per_chip=used,
         hbm_bytes_per_chip=target.chip.memory,
-        flops_per_chip=model_flops(config, models, shapes) / target.size,
+        flops_per_chip=model_flops(config, models, shapes) / target.num_devices,
     )
-    plan.network_bytes_per_chip = counted_network_bytes(plan, config.model)
+    plan.network_bytes_per_chip = analytic_network_bytes(plan, config.model)
     _set_times(plan, config, target)
     if not plan.fits:
-        plan.problem = f"{sum(held.values()) / 2**30:.1f} GiB by count"
+        plan.problem = f"{sum(used.values()) / 2**30:.1f} GiB (analytic)"
     return plan, mesh
 
 
-def _read_off(plan: Plan, compiled: Any, config: RunConfig, target: Target) -> None:
-    """Replaces what was counted by what the compiler says."""
-    stats = compiled.memory_analysis()
-    held, counted = {}, plan.bytes_per_chip
+def _fill_from_compiled(
+    plan: Plan, compiled: jax.stages.Compiled, config: RunConfig, target: Target
+) -> None:
+    """Replaces analytic values by the compiler's."""
+    stats: Any = compiled.memory_analysis()
+    used, analytic = {}, plan.bytes_per_chip
     rest = stats.argument_size_in_bytes
-    for name in ("parameters", "optimizer", "average", "reference"):
-        held[name] = min(counted.get(name, 0), rest)
-        rest -= held[name]
-    held["batch"] = rest
-    # Gradients and activations lie in what the compiler calls temporary.
+    for name in ("parameters", "optimizer", "ema", "reference"):
+        used[name] = min(analytic.get(name, 0), rest)
+        rest -= used[name]
+    used["batch"] = rest
+    # Gradients and activations are part of the compiler's temporaries.
     rest = stats.temp_size_in_bytes
     for name in ("gradients", "activations"):
-        held[name] = min(counted[name], rest)
-        rest -= held[name]
-    held["temporaries"] = rest
-    held["outputs"] = stats.output_size_in_bytes - stats.alias_size_in_bytes
-    plan.bytes_per_chip, plan.fits, plan.problem = held, True, ""
-    plan.network_bytes_per_chip = {**sent_by_kind(compiled.as_text())}
+        used[name] = min(analytic[name], rest)
+        rest -= used[name]
+    used["temporaries"] = rest
+    used["outputs"] = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    plan.bytes_per_chip, plan.fits, plan.problem = used, True, ""
+    plan.network_bytes_per_chip = {**bytes_by_collective(compiled.as_text() or "")}
     _set_times(plan, config, target)
 
 
 def _set_times(plan: Plan, config: RunConfig, target: Target) -> None:
     models = make_models(config.model, config.lora)
-    executed = executed_flops(config, models, plan.shapes) / target.size
+    executed = executed_flops(config, models, plan.shapes) / target.num_devices
     plan.set_times(
         {
             "compute": executed / target.chip.flops,
             "memory": memory_seconds(plan, config.model, target.chip),
-            "network": sum(plan.network_bytes_per_chip.values()) / target.chip.link,
+            "network": sum(plan.network_bytes_per_chip.values()) / target.chip.ici_bandwidth,
         },
         target.chip,
     )
@@ -200,20 +208,19 @@ def search(
     report: Callable[[Plan], None] = lambda _: None,
     quick: bool = False,
 ) -> Plan | None:
-    """The fastest step that fits, of several batches, remat policies and meshes.
+    """The fastest step that fits, over batch sizes, remat policies and meshes.
 
-    All are counted first; those that may fit are compiled from the fastest on, until one does.
-    `report` is told of each that was compiled.
+    All candidates get an analytic plan; those that may fit are compiled from the fastest on, until
+    one does. `report` is called with each compiled plan.
     """
-    counted = []
+    candidates = []
     for candidate in _candidates(config, target):
         try:
-            plan, _ = _counted(candidate, target)
+            plan, _ = _analytic_plan(candidate, target)
         except InputError:
             continue
-        counted.append((plan.tokens_per_chip_day, plan.fits, candidate))
-    ranked = sorted(counted, key=lambda x: -x[0])
-    for _, may_fit, candidate in ranked:
+        candidates.append((plan.tokens_per_chip_day, plan.fits, candidate))
+    for _, may_fit, candidate in sorted(candidates, key=lambda x: -x[0]):
         if not may_fit:
             continue
         plan = make_plan(candidate, target, quick=quick)
@@ -226,14 +233,15 @@ def search(
 def _candidates(config: RunConfig, target: Target) -> Iterator[RunConfig]:
     frames = max(config.data.buckets)
     for tensor in (1, 2, 4):
-        if target.size % tensor:
+        if target.num_devices % tensor:
             continue
-        cut = target.size // tensor
-        for each in (1, 2, 4, 8, 16):
+        num_shards = target.num_devices // tensor
+        for rows_per_device in (1, 2, 4, 8, 16):
+            buckets = {frames: rows_per_device * num_shards}
             for remat in ("full", "dots"):
                 yield dataclasses.replace(
                     config,
                     mesh=dataclasses.replace(config.mesh, data=1, fsdp=-1, tensor=tensor),
-                    data=dataclasses.replace(config.data, buckets={frames: each * cut}),
+                    data=dataclasses.replace(config.data, buckets=buckets),
                     model=dataclasses.replace(config.model, remat=remat),
                 )

@@ -1,4 +1,4 @@
-"""A plan in words."""
+"""A plan as text."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from qa_jax.plan.estimate import Plan
 
 def describe(plan: Plan) -> list[str]:
     """Lines for a terminal."""
-    s, held = plan.shapes, plan.bytes_per_chip
+    s, used = plan.shapes, plan.bytes_per_chip
     mesh = " x ".join(f"{axis} {n}" for axis, n in plan.mesh.items())
     lines = [
         f"{plan.topology}: {plan.devices} devices, mesh {mesh}, remat {plan.remat}",
-        f"a step: {s.accumulate} x {s.rows} rows of {s.tokens:,} tokens, {s.clips} clips of "
-        f"{s.frames * 0.01:g} s; {plan.parameters:,} parameters",
+        f"a step: {s.grad_accum_steps} x {s.num_rows} rows of {s.num_tokens:,} tokens, "
+        f"{s.num_clips} clips of {s.num_frames * 0.01:g} s; {plan.parameters:,} parameters",
     ]
     if plan.problem:
-        lines.append(f"DOES NOT FIT: {plan.problem}, {_gib(plan.hbm_bytes_per_chip)} a device")
+        lines.append(f"DOES NOT FIT: {plan.problem}, {_gib(plan.hbm_bytes_per_chip)} per device")
     else:
-        how = "compiled" if plan.compiled else "counted, not compiled"
+        method = "compiled" if plan.compiled else "analytic"
         lines.append(
-            f"fits ({how}), {_gib(sum(held.values()))} of {_gib(plan.hbm_bytes_per_chip)}: "
-            + ", ".join(f"{name} {_gib(size)}" for name, size in held.items() if size)
+            f"fits ({method}), {_gib(sum(used.values()))} of {_gib(plan.hbm_bytes_per_chip)}: "
+            + ", ".join(f"{name} {_gib(size)}" for name, size in used.items() if size)
         )
-    lines.append(f"{plan.flops_per_chip / 1e12:.1f} TFLOP a device, without recomputation")
+    lines.append(f"{plan.flops_per_chip / 1e12:.1f} TFLOP per device, without recomputation")
     lines.append(
-        "sent by a device: "
+        "sent per device: "
         + (
             ", ".join(f"{k} {_gib(x)}" for k, x in sorted(plan.network_bytes_per_chip.items()))
             or "nothing"
@@ -37,7 +37,7 @@ def describe(plan: Plan) -> list[str]:
     )
     lines.append(
         f"at most {plan.tokens_per_chip_day / 1e6:,.1f} million tokens and "
-        f"{plan.audio_hours_per_chip_day:,.0f} hours of audio a device and day"
+        f"{plan.audio_hours_per_chip_day:,.0f} hours of audio per device and day"
     )
     if plan.compiled:
         lines.append(f"compiled in {plan.compile_seconds:.0f} s")

@@ -1,4 +1,4 @@
-"""The machine that a plan is for: a TPU topology that its compiler describes, or GPUs by name."""
+"""The machine of a plan: a TPU topology described by its compiler, or GPUs by name."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import os
 import re
 from typing import Any, NamedTuple
 
-from qa_jax.config import nearest
-from qa_jax.errors import InputError
+import jax
+
+from qa_jax.errors import InputError, suggest
 from qa_jax.parallel.hardware import CHIPS, Chip, chip_of
 
 _GPUS = {
@@ -25,60 +26,65 @@ class Target(NamedTuple):
     """Devices to compile for.
 
     Attributes:
-        name: as it was asked for.
+        name: as given.
         devices: JAX's descriptions of them; empty for GPUs, for which nothing is compiled.
-        size: how many devices.
-        chip: what one device can do: a chip, or its half where a chip is two devices.
+        num_devices: number of devices.
+        chip: peak speeds and memory of one device: a chip, or half of one that is two devices.
     """
 
     name: str
-    devices: tuple[Any, ...]
-    size: int
+    devices: tuple[jax.Device, ...]
+    num_devices: int
     chip: Chip
 
 
-def find_target(name: str, slices: int = 1) -> Target:
+def find_target(name: str, num_slices: int = 1) -> Target:
     """The target of a topology's name.
 
     Args:
         name: "v5e:4x4", "v5p:2x2x1" and the like, or "h100:8" for so many GPUs.
-        slices: TPU slices of that shape, joined by the slow network.
+        num_slices: TPU slices of that shape, connected by DCN.
 
     Raises:
-        InputError: for an unknown name, or where libtpu is not installed.
+        InputError: for an unknown name, or if libtpu is not installed.
     """
     kind, _, shape = name.lower().partition(":")
     if kind in _GPUS:
         count = int(shape) if shape.isdigit() else 0
-        if not count or slices != 1:
+        if not count or num_slices != 1:
             raise InputError(name, "no number of GPUs", f"write {kind}:8")
         return Target(name, (), count, CHIPS[_GPUS[kind]])
     if kind not in _TPUS:
-        raise InputError(name, "unknown topology", nearest(kind, [*_TPUS, *_GPUS]))
+        raise InputError(name, "unknown topology", suggest(kind, [*_TPUS, *_GPUS]))
     if not re.fullmatch(r"\d+(x\d+)+", shape):
         raise InputError(name, "has no shape", "write for example v5e:4x4 or v5p:2x2x1")
-    chips = math.prod(int(n) for n in shape.split("x")) * slices
-    devices = tuple(_describe(name.lower(), slices, chips == slices).devices)
+    chips = math.prod(int(n) for n in shape.split("x")) * num_slices
+    devices = tuple(_describe(name.lower(), num_slices, chips == num_slices).devices)
     whole = chip_of(devices[0].device_kind)
     if whole is None:
-        raise InputError(name, f"{devices[0].device_kind} is not known", "see parallel/hardware.py")
+        raise InputError(name, f"{devices[0].device_kind} is unknown", "see parallel/hardware.py")
     share = chips / len(devices)
     chip = Chip(
-        whole.flops * share, int(whole.memory * share), whole.bandwidth * share, whole.link * share
+        whole.flops * share,
+        int(whole.memory * share),
+        whole.bandwidth * share,
+        whole.ici_bandwidth * share,
     )
-    return Target(name if slices == 1 else f"{name} x {slices}", devices, len(devices), chip)
+    return Target(
+        name if num_slices == 1 else f"{name} x {num_slices}", devices, len(devices), chip
+    )
 
 
-def _describe(name: str, slices: int, single: bool) -> Any:
-    # The compiler would otherwise look for a TPU's host and wait.
+def _describe(name: str, num_slices: int, single_chip: bool) -> Any:
+    # The compiler would otherwise query the metadata server of a TPU VM and wait.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    # One process at a time may use a TPU; none is used here, so that others may compile, too.
+    # libtpu allows one process, because a TPU does; none is used, so several may compile.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     from jax.experimental import topologies
 
-    options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
-    if single:
+    options: dict[str, Any] = {"num_slices": num_slices} if num_slices > 1 else {}
+    if single_chip:
         options["chips_per_host_bounds"] = [1, 1, 1]
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name, **options)

@@ -1,5 +1,5 @@
-"""How it learns: objectives, optimizer, step, loop."""
+"""Training: objectives, optimizer, step, loop."""
 
-from qa_jax.train.loop import Stopped, train
+from qa_jax.train.loop import Preempted, train
 
-__all__ = ["Stopped", "train"]
+__all__ = ["Preempted", "train"]

@@ -1,9 +1,9 @@
 """Cross-entropy over a large vocabulary, from hidden states and the output layer's kernel.
 
 The float32 logits of a whole batch (2,048 tokens x 156,032 entries are 1.3 GB) are never stored:
-they are computed for a part of the vocabulary at a time, once for the loss and again for its
-gradient, and only at tokens that have a loss. Each device works on its own rows and its own share
-of the vocabulary, and gathers no more of the kernel than it uses next.
+they are computed for a block of the vocabulary at a time, once for the loss and again for its
+gradient, and only at target tokens. Each device works on its own rows and its own shard of the
+vocabulary, and gathers no more of the kernel than the next block.
 """
 
 from __future__ import annotations
@@ -11,84 +11,92 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import CustomVJPPrimal
 from jax.sharding import PartitionSpec
 
-from qa_jax.model.layers import precision, wide
+from qa_jax.model.layers import at_least_float32, matmul_precision
 from qa_jax.parallel import BATCH_AXES, current_platform, mesh_shape, partition_spec
+from qa_jax.typing import Array, Bool, DType, Float, Int, PyTree
 
-_LOGITS = 2**26
+_MAX_LOGITS = 2**26
 """Logits computed at a time on a device: 256 MiB in float32."""
-_TOKENS = {"cpu": 128, "gpu": 2048, "tpu": 2048}
-"""Tokens of a device that are looked at together: fewer leave out more of those without a loss;
-with more, an accelerator gathers the kernel less often."""
+_TOKENS_PER_BLOCK = {"cpu": 128, "gpu": 2048, "tpu": 2048}
+"""A device's tokens per block: smaller blocks skip more masked tokens; with larger ones, an
+accelerator gathers the kernel less often."""
 _SMALL = 2**22
-"""Logits that are not worth looking at piece by piece."""
+"""Logits below which a batch is computed as one block."""
+
+Carry = tuple[jax.Array, ...]
 
 
 @jax.custom_vjp
 def cross_entropy(
-    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, wanted: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """-log p(target) of every token, and whether no other entry is likelier than its target.
+    hidden: Float[Array, "B T D"],
+    kernel: Float[Array, "D V"],
+    targets: Int[Array, "B T"],
+    loss_mask: Bool[Array, "B T"],
+) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
+    """-log p(target) of every token, and whether the target is the argmax.
 
     Args:
-        hidden: (B, T, D) normalized hidden states.
-        kernel: (D, V) of the output layer, in their type; logits are at least float32.
-        targets: (B, T) ids.
-        wanted: (B, T) bool; a token that is not wanted is not looked at, and gives 0 and False.
+        hidden: normalized hidden states.
+        kernel: of the output layer, in their dtype; logits are float32 or wider.
+        targets: ids.
+        loss_mask: masked tokens are skipped, and give 0 and False.
 
     Returns:
-        (B, T) float32 (float64 for float64), and (B, T) bool.
+        float32 (float64 for float64), and bool.
     """
-    values = (hidden, kernel, targets, wanted)
-    loss, likeliest, _ = _Cut.of(hidden, kernel).on_devices(_loss, values, ("rows",) * 3)
-    return loss, likeliest
+    values = (hidden, kernel, targets, loss_mask)
+    loss, is_argmax, _ = _BlockSpec.of(hidden, kernel).shard_mapped(_loss, values, ("rows",) * 3)
+    return loss, is_argmax
 
 
-def _forward(*inputs: Any) -> tuple[tuple[jax.Array, jax.Array], Any]:
+def _forward(*inputs: CustomVJPPrimal) -> tuple[tuple[jax.Array, jax.Array], PyTree]:
     values = tuple(x.value for x in inputs)
-    cut = _Cut.of(*values[:2])
-    loss, likeliest, log_sum_exp = cut.on_devices(_loss, values, ("rows",) * 3)
-    # A frozen kernel's gradient is not computed; the residuals tell so by their structure.
-    moves = (jnp.zeros(()),) if inputs[1].perturbed else ()
-    return (loss, likeliest), (*values, log_sum_exp, moves)
+    spec = _BlockSpec.of(*values[:2])
+    loss, is_argmax, log_sum_exp = spec.shard_mapped(_loss, values, ("rows",) * 3)
+    # No gradient is computed for a frozen kernel; the residuals' structure says which.
+    needs_kernel_grad = (jnp.zeros(()),) if inputs[1].perturbed else ()
+    return (loss, is_argmax), (*values, log_sum_exp, needs_kernel_grad)
 
 
-def _backward(kept: Any, d_out: tuple[jax.Array, Any]) -> tuple[Any, ...]:
-    *values, moves = kept
-    gradient = functools.partial(_gradient, moves=bool(moves))
-    outputs = ("rows", "kernel") if moves else ("rows",)
+def _backward(residuals: PyTree, d_out: tuple[jax.Array, object]) -> tuple[jax.Array | None, ...]:
+    *values, needs_kernel_grad = residuals
+    gradient = functools.partial(_gradient, needs_kernel_grad=bool(needs_kernel_grad))
+    outputs = ("rows", "kernel") if needs_kernel_grad else ("rows",)
     inputs = (*values, d_out[0])
-    d_hidden, *d_kernel = _Cut.of(*values[:2]).on_devices(gradient, inputs, outputs)
-    return d_hidden, d_kernel[0] if moves else None, None, None
+    spec = _BlockSpec.of(*values[:2])
+    d_hidden, *d_kernel = spec.shard_mapped(gradient, inputs, outputs)
+    return d_hidden, d_kernel[0] if needs_kernel_grad else None, None, None
 
 
 cross_entropy.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-class _Cut(NamedTuple):
-    """How a device cuts its work, and the mesh axes over which devices share it.
+class _BlockSpec(NamedTuple):
+    """Per-device block sizes and mesh axes.
 
     Attributes:
-        block: tokens of a row that are looked at together.
-        part: vocabulary entries that are looked at together.
-        rows: mesh axes that cut the batch.
-        embed: of those, the ones that cut the kernel's D, too.
-        vocab: mesh axes that cut the kernel's V.
+        token_block: tokens of a row per block.
+        vocab_block: vocabulary entries per block.
+        rows: mesh axes that shard the batch.
+        embed: those of them that shard the kernel's D, too.
+        vocab: mesh axes that shard the kernel's V.
     """
 
-    block: int
-    part: int
+    token_block: int
+    vocab_block: int
     rows: tuple[str, ...]
     embed: tuple[str, ...]
     vocab: tuple[str, ...]
 
     @classmethod
-    def of(cls, hidden: jax.Array, kernel: jax.Array) -> _Cut:
+    def of(cls, hidden: jax.Array, kernel: jax.Array) -> _BlockSpec:
         mesh = mesh_shape()
         spec = partition_spec(("embed", "vocab"), kernel.shape, mesh, "lm_head")
         embed, vocab = (() if a is None else (a,) if isinstance(a, str) else a for a in spec)
@@ -97,154 +105,163 @@ class _Cut(NamedTuple):
         v = kernel.shape[1] // math.prod(mesh[a] for a in vocab)
         block = t = hidden.shape[1]
         if b * t * v > _SMALL:
-            block = min(t, -(-_TOKENS[current_platform()] // b))
-        return cls(block, min(v, max(1, _LOGITS // (b * block))), rows, embed, vocab)
+            block = min(t, -(-_TOKENS_PER_BLOCK[current_platform()] // b))
+        return cls(block, min(v, max(1, _MAX_LOGITS // (b * block))), rows, embed, vocab)
 
-    def on_devices(
-        self, function: Callable[..., Any], inputs: Sequence[jax.Array], outputs: Sequence[str]
+    def shard_mapped(
+        self,
+        function: Callable[..., tuple[jax.Array, ...]],
+        inputs: Sequence[jax.Array],
+        outputs: Sequence[str],
     ) -> tuple[jax.Array, ...]:
-        """function(cut, hidden, kernel, ...) run by each device on its own share."""
+        """function(spec, hidden, kernel, ...) on each device's shards."""
         if not (self.rows or self.embed or self.vocab):
             return function(self, *inputs)
         specs = {
-            "one": PartitionSpec(),
             "rows": PartitionSpec(self.rows or None),
             "kernel": PartitionSpec(self.embed or None, self.vocab or None),
         }
-        places = ("rows", "kernel", *["rows"] * (len(inputs) - 2))
+        in_specs = ("rows", "kernel", *["rows"] * (len(inputs) - 2))
         return jax.shard_map(
             functools.partial(function, self),
-            in_specs=tuple(specs[p] for p in places),
-            out_specs=tuple(specs[p] for p in outputs),
+            in_specs=tuple(specs[s] for s in in_specs),
+            out_specs=tuple(specs[s] for s in outputs),
             check_vma=False,
         )(*inputs)
 
-    def order(self, wanted: jax.Array) -> tuple[jax.Array | None, Any]:
-        """(B, T) indices of the tokens of each row, the wanted ones first, and how many blocks
-        hold any; None and 1 where one block holds all."""
-        if self.block == wanted.shape[1]:
+    def sort_order(self, loss_mask: jax.Array) -> tuple[jax.Array | None, jax.Array | int]:
+        """(B, T) indices of each row's tokens, the masked ones last, and the number of blocks with
+        unmasked tokens; None and 1 if one block holds all tokens."""
+        if self.token_block == loss_mask.shape[1]:
             return None, 1
-        busiest = jnp.max(jnp.sum(wanted, axis=1))
-        # All devices take as many blocks, for they gather the kernel together.
-        busiest = jax.lax.pmax(busiest, self.rows) if self.rows else busiest
-        return jnp.argsort(~wanted, axis=1, stable=True), -(-busiest // self.block)
+        longest = jnp.max(jnp.sum(loss_mask, axis=1))
+        # All devices run the same number of blocks, because they gather the kernel together.
+        longest = jax.lax.pmax(longest, self.rows) if self.rows else longest
+        return jnp.argsort(~loss_mask, axis=1, stable=True), -(-longest // self.token_block)
 
-    def arrange(self, x: jax.Array, order: jax.Array | None) -> jax.Array:
-        """(B, T, ...) in that order, filled up with zeros to whole blocks."""
+    def sort_masked_last(self, x: jax.Array, order: jax.Array | None) -> jax.Array:
+        """(B, T, ...) in that order, zero-padded to whole blocks."""
         if order is None:
             return x
         index = order.reshape(*order.shape, *[1] * (x.ndim - 2))
-        fill = [(0, 0), (0, -x.shape[1] % self.block)] + [(0, 0)] * (x.ndim - 2)
-        return jnp.pad(jnp.take_along_axis(x, index, axis=1), fill)
+        padding = [(0, 0), (0, -x.shape[1] % self.token_block)] + [(0, 0)] * (x.ndim - 2)
+        return jnp.pad(jnp.take_along_axis(x, index, axis=1), padding)
 
-    def arrange_back(self, x: jax.Array, order: jax.Array | None) -> jax.Array:
-        """What `arrange` has put in order as it was before."""
+    def unsort(self, x: jax.Array, order: jax.Array | None) -> jax.Array:
+        """The inverse of `sort_masked_last`."""
         if order is None:
             return x
         index = jnp.argsort(order, axis=1)
         return jnp.take_along_axis(x, index.reshape(*index.shape, *[1] * (x.ndim - 2)), axis=1)
 
-    def tokens(self, x: jax.Array, i: Any) -> jax.Array:
-        """(B x block, ...): the i-th block of what `arrange` has put in order."""
-        block = jax.lax.dynamic_slice_in_dim(x, i * self.block, self.block, axis=1)
+    def get_block(self, x: jax.Array, i: jax.Array | int) -> jax.Array:
+        """(B * token_block, ...): the i-th block of a sorted array."""
+        block = jax.lax.dynamic_slice_in_dim(x, i * self.token_block, self.token_block, axis=1)
         return block.reshape(-1, *x.shape[2:])
 
-    def put(self, x: jax.Array, i: Any, block: jax.Array) -> jax.Array:
+    def update_block(self, x: jax.Array, i: jax.Array | int, block: jax.Array) -> jax.Array:
         """x with its i-th block replaced."""
-        block = block.reshape(x.shape[0], self.block, *x.shape[2:]).astype(x.dtype)
-        return jax.lax.dynamic_update_slice_in_dim(x, block, i * self.block, axis=1)
+        block = block.reshape(x.shape[0], self.token_block, *x.shape[2:]).astype(x.dtype)
+        return jax.lax.dynamic_update_slice_in_dim(x, block, i * self.token_block, axis=1)
 
-    def each_part(self, kernel: jax.Array, body: Callable[..., Any], carry: Any) -> Any:
-        """body(carry, first, size) over the parts of this device's vocabulary."""
-        whole, rest = divmod(kernel.shape[1], self.part)
-        if whole == 1:
-            carry = body(carry, 0, self.part)
+    def scan_vocab(self, kernel: jax.Array, body: Callable[..., Carry], carry: Carry) -> Carry:
+        """body(carry, first, size) over the blocks of this device's vocabulary."""
+        num_blocks, rest = divmod(kernel.shape[1], self.vocab_block)
+        if num_blocks == 1:
+            carry = body(carry, 0, self.vocab_block)
         else:
-            step = lambda i, carry: body(carry, i * self.part, self.part)  # noqa: E731
-            carry = jax.lax.fori_loop(0, whole, step, carry)
-        return body(carry, whole * self.part, rest) if rest else carry
+            step = lambda i, carry: body(carry, i * self.vocab_block, self.vocab_block)  # noqa: E731
+            carry = jax.lax.fori_loop(0, num_blocks, step, carry)
+        return body(carry, num_blocks * self.vocab_block, rest) if rest else carry
 
     def logits(
-        self, hidden: jax.Array, kernel: jax.Array, first: Any, size: int
+        self, hidden: jax.Array, kernel: jax.Array, first: jax.Array | int, size: int
     ) -> tuple[jax.Array, jax.Array]:
-        """(N, size) logits, and the (D, size) part of the kernel that they are of."""
-        part = jax.lax.dynamic_slice_in_dim(kernel, first, size, axis=1)
+        """(N, size) logits, and the (D, size) block of the kernel."""
+        block = jax.lax.dynamic_slice_in_dim(kernel, first, size, axis=1)
         if self.embed:
-            part = jax.lax.all_gather(part, self.embed, axis=0, tiled=True)
-        return _dot(hidden, part, (1, 0), wide(hidden.dtype)), part
+            block = jax.lax.all_gather(block, self.embed, axis=0, tiled=True)
+        return _matmul(hidden, block, (1, 0), at_least_float32(hidden.dtype)), block
 
-    def place(self, targets: jax.Array, kernel: jax.Array, first: Any) -> jax.Array:
-        """Targets counted from a part's first entry; outside the part they are of no use there."""
-        share = jax.lax.axis_index(self.vocab) * kernel.shape[1] if self.vocab else 0
-        return targets - share - first
+    def local_targets(
+        self, targets: jax.Array, kernel: jax.Array, first: jax.Array | int
+    ) -> jax.Array:
+        """Targets relative to a block's first entry; out of range if outside the block."""
+        offset = jax.lax.axis_index(self.vocab) * kernel.shape[1] if self.vocab else 0
+        return targets - offset - first
 
 
 def _loss(
-    cut: _Cut, hidden: jax.Array, kernel: jax.Array, targets: jax.Array, wanted: jax.Array
+    spec: _BlockSpec,
+    hidden: jax.Array,
+    kernel: jax.Array,
+    targets: jax.Array,
+    loss_mask: jax.Array,
 ) -> tuple[jax.Array, ...]:
-    """The two results, and each token's log-sum-exp in the order of the blocks."""
-    order, blocks = cut.order(wanted)
-    inputs = [cut.arrange(x, order) for x in (hidden, targets)]
+    """The two results, and each token's log-sum-exp in sorted order."""
+    order, num_blocks = spec.sort_order(loss_mask)
+    inputs = [spec.sort_masked_last(x, order) for x in (hidden, targets)]
+    dtype = at_least_float32(hidden.dtype)
 
-    def block(i: Any, found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        h, y = (cut.tokens(x, i) for x in inputs)
+    def token_block(i: jax.Array | int, found: Carry) -> Carry:
+        h, y = (spec.get_block(x, i) for x in inputs)
 
-        def part(carry: tuple[jax.Array, ...], first: Any, size: int) -> tuple[jax.Array, ...]:
+        def vocab_block(carry: Carry, first: jax.Array | int, size: int) -> Carry:
             highest, total, picked = carry
-            z, _ = cut.logits(h, kernel, first, size)
-            at = cut.place(y, kernel, first)
+            z, _ = spec.logits(h, kernel, first, size)
+            at = spec.local_targets(y, kernel, first)
             here = jnp.take_along_axis(z, jnp.clip(at, 0, size - 1)[:, None], axis=1)[:, 0]
             picked = jnp.where((at >= 0) & (at < size), here, picked)
             top = jnp.maximum(highest, jnp.max(z, axis=1))
             total = total * jnp.exp(highest - top) + jnp.sum(jnp.exp(z - top[:, None]), axis=1)
             return top, total, picked
 
-        low = jnp.full(y.shape, jnp.finfo(high).min, high)
-        highest, total, picked = cut.each_part(kernel, part, (low, jnp.zeros_like(low), low))
-        if cut.vocab:
-            top = jax.lax.pmax(highest, cut.vocab)
-            total = jax.lax.psum(total * jnp.exp(highest - top), cut.vocab)
-            highest, picked = top, jax.lax.pmax(picked, cut.vocab)
+        low = jnp.full(y.shape, jnp.finfo(dtype).min, dtype)
+        carry = (low, jnp.zeros_like(low), low)
+        highest, total, picked = spec.scan_vocab(kernel, vocab_block, carry)
+        if spec.vocab:
+            top = jax.lax.pmax(highest, spec.vocab)
+            total = jax.lax.psum(total * jnp.exp(highest - top), spec.vocab)
+            highest, picked = top, jax.lax.pmax(picked, spec.vocab)
         log_sum_exp = highest + jnp.log(total)
         new = log_sum_exp - picked, picked >= highest, log_sum_exp
-        return tuple(cut.put(x, i, y) for x, y in zip(found, new, strict=True))
+        return tuple(spec.update_block(x, i, y) for x, y in zip(found, new, strict=True))
 
-    high = wide(hidden.dtype)
-    zeros = jnp.zeros(inputs[1].shape, high)
-    found = _each_block(blocks, block, (zeros, jnp.zeros(zeros.shape, bool), zeros))
-    loss, likeliest = (cut.arrange_back(x, order) for x in found[:2])
-    return jnp.where(wanted, loss, 0), likeliest & wanted, found[2]
+    zeros = jnp.zeros(inputs[1].shape, dtype)
+    found = _scan_tokens(num_blocks, token_block, (zeros, jnp.zeros(zeros.shape, bool), zeros))
+    loss, is_argmax = (spec.unsort(x, order) for x in found[:2])
+    return jnp.where(loss_mask, loss, 0), is_argmax & loss_mask, found[2]
 
 
 def _gradient(
-    cut: _Cut,
+    spec: _BlockSpec,
     hidden: jax.Array,
     kernel: jax.Array,
     targets: jax.Array,
-    wanted: jax.Array,
+    loss_mask: jax.Array,
     log_sum_exp: jax.Array,
     d_loss: jax.Array,
     *,
-    moves: bool,
+    needs_kernel_grad: bool,
 ) -> tuple[jax.Array, ...]:
-    """For hidden, and where the kernel moves, for this device's share of it, given that of every
-    token's loss."""
-    order, blocks = cut.order(wanted)
-    d_loss = jnp.where(wanted, d_loss, 0)
-    inputs = [*(cut.arrange(x, order) for x in (hidden, targets, d_loss)), log_sum_exp]
+    """Cotangents of hidden, and of this device's shard of the kernel if it needs one."""
+    order, num_blocks = spec.sort_order(loss_mask)
+    d_loss = jnp.where(loss_mask, d_loss, 0)
+    inputs = [spec.sort_masked_last(x, order) for x in (hidden, targets, d_loss)]
+    inputs.append(log_sum_exp)
 
-    def block(i: Any, found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        h, y, w, scale = (cut.tokens(x, i) for x in inputs)
+    def token_block(i: jax.Array | int, found: Carry) -> Carry:
+        h, y, w, lse = (spec.get_block(x, i) for x in inputs)
 
-        def part(carry: tuple[jax.Array, ...], first: Any, size: int) -> tuple[jax.Array, ...]:
+        def vocab_block(carry: Carry, first: jax.Array | int, size: int) -> Carry:
             d_h, *d_kernel = carry
-            z, columns = cut.logits(h, kernel, first, size)
-            hit = cut.place(y, kernel, first)[:, None] == jnp.arange(size)
-            d_z = (jnp.exp(z - scale[:, None]) - hit) * w[:, None].astype(z.dtype)
+            z, columns = spec.logits(h, kernel, first, size)
+            one_hot = spec.local_targets(y, kernel, first)[:, None] == jnp.arange(size)
+            d_z = (jnp.exp(z - lse[:, None]) - one_hot) * w[:, None].astype(z.dtype)
             d_z = d_z.astype(hidden.dtype)
-            d_h = d_h + _dot(d_z, columns, (1, 1), d_h.dtype)
-            if moves:
-                d_columns = _sum_of_rows(cut, _dot(h, d_z, (0, 0), hidden.dtype))
+            d_h = d_h + _matmul(d_z, columns, (1, 1), d_h.dtype)
+            if needs_kernel_grad:
+                d_columns = _sum_over_rows(spec, _matmul(h, d_z, (0, 0), hidden.dtype))
                 before = jax.lax.dynamic_slice_in_dim(d_kernel[0], first, size, axis=1)
                 d_kernel = [
                     jax.lax.dynamic_update_slice_in_dim(
@@ -253,35 +270,36 @@ def _gradient(
                 ]
             return d_h, *d_kernel
 
-        d_h = jnp.zeros(h.shape, wide(hidden.dtype))
-        d_h, *d_kernel = cut.each_part(kernel, part, (d_h, *found[1:]))
-        d_h = jax.lax.psum(d_h, cut.vocab) if cut.vocab else d_h
-        return cut.put(found[0], i, d_h), *d_kernel
+        d_h = jnp.zeros(h.shape, at_least_float32(hidden.dtype))
+        d_h, *d_kernel = spec.scan_vocab(kernel, vocab_block, (d_h, *found[1:]))
+        d_h = jax.lax.psum(d_h, spec.vocab) if spec.vocab else d_h
+        return spec.update_block(found[0], i, d_h), *d_kernel
 
-    # Several blocks are summed wide, whatever type the sum is handed on in.
-    high = kernel.dtype if order is None else wide(kernel.dtype)
-    found = (jnp.zeros_like(inputs[0]), *([jnp.zeros(kernel.shape, high)] if moves else []))
-    d_hidden, *d_kernel = _each_block(blocks, block, found)
-    d_hidden = cut.arrange_back(d_hidden, order)
+    # Several blocks are accumulated in float32, whatever the kernel's dtype.
+    dtype = kernel.dtype if order is None else at_least_float32(kernel.dtype)
+    d_kernel_sum = [jnp.zeros(kernel.shape, dtype)] if needs_kernel_grad else []
+    found = (jnp.zeros_like(inputs[0]), *d_kernel_sum)
+    d_hidden, *d_kernel = _scan_tokens(num_blocks, token_block, found)
+    d_hidden = spec.unsort(d_hidden, order)
     return d_hidden, *(d.astype(kernel.dtype) for d in d_kernel)
 
 
-def _each_block(blocks: Any, block: Callable[..., Any], carry: Any) -> Any:
-    return (
-        block(0, carry) if isinstance(blocks, int) else jax.lax.fori_loop(0, blocks, block, carry)
-    )
+def _scan_tokens(num_blocks: jax.Array | int, body: Callable[..., Carry], carry: Carry) -> Carry:
+    if isinstance(num_blocks, int):
+        return body(0, carry)
+    return jax.lax.fori_loop(0, num_blocks, body, carry)
 
 
-def _sum_of_rows(cut: _Cut, d_columns: jax.Array) -> jax.Array:
-    """The sum over all rows' devices of (D, size) gradients, cut as the kernel is."""
-    if cut.embed:
-        d_columns = jax.lax.psum_scatter(d_columns, cut.embed, scatter_dimension=0, tiled=True)
-    others = tuple(a for a in cut.rows if a not in cut.embed)
+def _sum_over_rows(spec: _BlockSpec, d_columns: jax.Array) -> jax.Array:
+    """The sum over all rows' devices of (D, size) gradients, sharded like the kernel."""
+    if spec.embed:
+        d_columns = jax.lax.psum_scatter(d_columns, spec.embed, scatter_dimension=0, tiled=True)
+    others = tuple(a for a in spec.rows if a not in spec.embed)
     return jax.lax.psum(d_columns, others) if others else d_columns
 
 
-def _dot(a: jax.Array, b: jax.Array, contracted: tuple[int, int], dtype: Any) -> jax.Array:
+def _matmul(a: jax.Array, b: jax.Array, contracted: tuple[int, int], dtype: DType) -> jax.Array:
     dims = (((contracted[0],), (contracted[1],)), ((), ()))
     return jax.lax.dot_general(
-        a, b, dims, precision=precision(a.dtype), preferred_element_type=dtype
+        a, b, dims, precision=matmul_precision(a.dtype), preferred_element_type=dtype
     )

@@ -1,18 +1,20 @@
-"""Where numbers go: a JSONL file, TensorBoard, and a line on the console."""
+"""Metrics files: JSONL and TensorBoard."""
 
 from __future__ import annotations
 
 import json
 import math
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
+
+from qa_jax.config import JsonDict
 
 
 class MetricsWriter:
-    """Writes steps to DIR/metrics.jsonl and DIR/tensorboard.
+    """Writes metrics to DIR/metrics.jsonl and DIR/tensorboard.
 
-    On resuming at step N, lines of later steps are dropped: they will be computed again. Only one
-    process of a job is `active`.
+    On resuming at step N, lines of later steps are removed, since these steps are computed again.
+    Only one process of a job is `active`.
     """
 
     def __init__(self, directory: str | Path, resume_at: int, active: bool = True) -> None:
@@ -29,7 +31,7 @@ class MetricsWriter:
         self._board = SummaryWriter(str(Path(directory) / "tensorboard"), purge_step=resume_at + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Adds a step; floats are written so that they read back to the same bits."""
+        """Adds a step; floats are written with all digits and read back to the same bits."""
         if not self.active:
             return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
@@ -44,9 +46,9 @@ class MetricsWriter:
             self._board.close()
 
 
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; none where there is no file. A line cut short by a crash is
-    left out: its step was not finished."""
+def read_metrics(path: str | Path) -> list[JsonDict]:
+    """The lines of a metrics.jsonl; none if there is no file. An incomplete line, left by a crash,
+    is ignored: its step was not finished."""
     if not Path(path).is_file():
         return []
     rows = []

@@ -1,9 +1,8 @@
-"""AdamW or Muon with warmup, cosine decay, clipping, and parameters that are left alone."""
+"""AdamW or Muon with warmup, cosine decay, clipping, and frozen parameters."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,119 +11,116 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from qa_jax.config import OptimizerConfig
 from qa_jax.errors import InputError
-from qa_jax.model import (
-    Declaration,
-    Params,
-    Qwen2Audio,
-    check_patterns,
-    declarations,
-    flatten,
-    is_adapter_path,
-    nest,
-)
+from qa_jax.lora import check_patterns, is_lora_path
+from qa_jax.model import ParamSpec, Qwen2Audio, param_specs
+from qa_jax.trees import flatten_dict, unflatten_dict
+from qa_jax.typing import ParamPath, Params, PyTree
 
 _UPDATE_RMS = 0.2
-"""Root mean square of Muon's updates at a learning rate of 1: about AdamW's, so that both take the
-same rates (Liu et al. 2025, "Muon is scalable for LLM training")."""
+"""Root mean square of Muon's updates at a learning rate of 1: about AdamW's, so that the same
+learning rates suit both (Liu et al. 2025, "Muon is scalable for LLM training")."""
 
 
-def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate by step: linear from 0 to the peak, then a cosine to its final share."""
+def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
+    """Learning rate by step: linear warmup from 0 to the peak, then cosine decay."""
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.peak_lr,
         warmup_steps=config.warmup_steps,
-        decay_steps=max(steps, config.warmup_steps + 1),
-        end_value=config.peak_lr * config.final_lr,
+        decay_steps=max(num_steps, config.warmup_steps + 1),
+        end_value=config.peak_lr * config.final_lr_fraction,
     )
 
 
-def trainable(model: Qwen2Audio, freeze: tuple[str, ...]) -> Params:
-    """A tree of bools: False where a pattern of `freeze` matches the path from its start, and for
-    all but the adapters where a model has some."""
-    names = {path: "/".join(path) for path in declarations(model)}
+def make_trainable_mask(model: Qwen2Audio, freeze: tuple[str, ...]) -> Params:
+    """A tree of bools: False for paths that a pattern of `freeze` matches from their start, and, in
+    a model with LoRA, for all parameters but the adapters'."""
+    names = {path: "/".join(path) for path in param_specs(model)}
     check_patterns("optimizer.freeze", freeze, names.values())
-    adapted = any(map(is_adapter_path, names))
-    wanted = {
-        path: (not adapted or is_adapter_path(path)) and not any(re.match(p, name) for p in freeze)
+    has_lora = any(map(is_lora_path, names))
+    mask = {
+        path: (not has_lora or is_lora_path(path)) and not any(re.match(p, name) for p in freeze)
         for path, name in names.items()
     }
-    if not any(wanted.values()):
-        raise InputError("optimizer.freeze", "nothing is left to be trained", "freeze less")
-    return nest(wanted)
+    if not any(mask.values()):
+        raise InputError("optimizer.freeze", "freezes all parameters", "freeze fewer")
+    return unflatten_dict(mask)
 
 
-def rate_factors(params: Params, rates: dict[str, float]) -> Params:
-    """How many times the learning rate each parameter takes."""
-    names = {path: "/".join(path) for path in flatten(params)}
-    check_patterns("optimizer.rates", rates, names.values())
-    return nest(
+def make_lr_multipliers(params: Params, multipliers: dict[str, float]) -> Params:
+    """Each parameter's learning-rate multiplier."""
+    names = {path: "/".join(path) for path in flatten_dict(params)}
+    check_patterns("optimizer.lr_multipliers", multipliers, names.values())
+    return unflatten_dict(
         {
-            path: next((x for p, x in rates.items() if re.match(p, name)), 1.0)
+            path: next((x for p, x in multipliers.items() if re.match(p, name)), 1.0)
             for path, name in names.items()
         }
     )
 
 
 def make_optimizer(
-    config: OptimizerConfig, steps: int, model: Qwen2Audio
+    config: OptimizerConfig, num_steps: int, model: Qwen2Audio
 ) -> optax.GradientTransformation:
-    """The optimizer of a model's trained parameters."""
-    moved = flatten(trainable(model, config.freeze))
-    declared = {path: d for path, d in declarations(model).items() if moved[path]}
-    sides = {path: _sides(path, d) for path, d in declared.items()}
+    """The optimizer of a model's trainable parameters."""
+    mask = flatten_dict(make_trainable_mask(model, config.freeze))
+    specs = {path: spec for path, spec in param_specs(model).items() if mask[path]}
+    muon_dims = {path: _muon_dims(path, spec) for path, spec in specs.items()}
 
-    def group(path: tuple[str, ...]) -> str:
-        return "muon" if config.name == "muon" and sides[path] else "adamw"
+    def group(path: ParamPath) -> str:
+        return "muon" if config.name == "muon" and muon_dims[path] else "adamw"
 
-    decayed = nest({path: path[-1] not in ("bias", "scale") for path in declared})
-    rate = schedule(config, steps)
+    decay_mask = unflatten_dict({path: path[-1] not in ("bias", "scale") for path in specs})
+    schedule = make_schedule(config, num_steps)
     groups = {
         "adamw": optax.adamw(
-            rate,
+            schedule,
             b1=config.b1,
             b2=config.b2,
             eps=config.eps,
-            # Optax keeps it in the parameters' own type unless told: float64 stays float64.
-            mu_dtype=jnp.bfloat16 if config.first_moment == "bfloat16" else None,
+            # None is the parameters' own dtype, also float64.
+            mu_dtype=jnp.bfloat16 if config.mu_dtype == "bfloat16" else None,
             weight_decay=config.weight_decay,
-            mask=lambda tree: _like(decayed, tree),
+            mask=lambda tree: _with_masked_nodes(decay_mask, tree),
         ),
         "muon": muon(
-            rate,
+            schedule,
             weight_decay=config.weight_decay,
             consistent_rms=_UPDATE_RMS,
-            muon_weight_dimension_numbers=lambda tree: _like(nest(sides), tree),
+            muon_weight_dimension_numbers=lambda tree: _with_masked_nodes(
+                unflatten_dict(muon_dims), tree
+            ),
         ),
     }
-    steps_of = [
-        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
-        optax.partition(groups, nest({path: group(path) for path in declared})),
+    clip = config.clip_global_norm
+    transforms = [
+        optax.clip_by_global_norm(clip) if clip else optax.identity(),
+        optax.partition(groups, unflatten_dict({path: group(path) for path in specs})),
     ]
-    if config.rates:
-        factors = rate_factors(nest(declared), config.rates)
-        steps_of.append(
+    if config.lr_multipliers:
+        factors = make_lr_multipliers(unflatten_dict(specs), config.lr_multipliers)
+        transforms.append(
             optax.stateless(lambda updates, _: jax.tree.map(lambda u, x: u * x, updates, factors))
         )
-    return optax.chain(*steps_of)
+    return optax.chain(*transforms)
 
 
-def _sides(path: tuple[str, ...], d: Declaration) -> MuonDimensionNumbers | None:
-    """The two sides of a weight matrix, the model's width and all else; None for what is no matrix
-    between activations: biases, norms, and the tables of tokens and positions."""
+def _muon_dims(path: ParamPath, spec: ParamSpec) -> MuonDimensionNumbers | None:
+    """The two dimensions of a weight matrix, the model's width and all others; None for parameters
+    that are not matrices between activations: biases, norms, embedding and position tables."""
     if path[-1] != "kernel":
         return None
-    embed = d.axes.index("embed")
-    rest = tuple(i for i, axis in enumerate(d.axes) if axis != "layers" and i != embed)
+    embed = spec.axes.index("embed")
+    rest = tuple(i for i, axis in enumerate(spec.axes) if axis != "layers" and i != embed)
     return MuonDimensionNumbers(embed, rest)
 
 
-def _like(mask: Params, tree: Any) -> Any:
-    """The mask with the holes that optax.partition leaves for other groups' parameters."""
-    holes = flatten(tree)
-    return nest(
+def _with_masked_nodes(mask: Params, tree: PyTree) -> PyTree:
+    """The mask with the MaskedNode placeholders of a tree made by optax.partition."""
+    flat = flatten_dict(tree)
+    return unflatten_dict(
         {
-            path: holes[path] if isinstance(holes[path], optax.MaskedNode) else value
-            for path, value in flatten(mask).items()
+            path: flat[path] if isinstance(flat[path], optax.MaskedNode) else value
+            for path, value in flatten_dict(mask).items()
         }
     )

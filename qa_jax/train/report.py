@@ -1,9 +1,8 @@
-"""What a person sees while a model learns: progress, the loss curve, throughput."""
+"""Progress, throughput and the loss curve on the console, and the metrics files."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -12,43 +11,43 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from qa_jax.config import HOP_LENGTH
 from qa_jax.data import TrainBatch
-from qa_jax.model import declarations, flatten
-from qa_jax.model.flops import forward_parts, training_flops, what_moves
-from qa_jax.parallel import first_process
+from qa_jax.model import param_specs
+from qa_jax.model.flops import forward_flops, trained_fractions, training_flops
+from qa_jax.parallel import is_main_process
 from qa_jax.parallel.hardware import memory_in_use, peak_flops
-
-if TYPE_CHECKING:
-    from qa_jax.train.setup import Run
+from qa_jax.train.metrics import MetricsWriter
+from qa_jax.train.run import TrainingRun
+from qa_jax.trees import flatten_dict
 
 _BARS = "▁▂▃▄▅▆▇█"
 
 
 class Report:
-    """A progress bar on a terminal, plain lines elsewhere.
+    """A progress bar on a terminal, plain lines elsewhere; and a `MetricsWriter`.
 
     Args:
-        step: where the run starts or goes on.
+        console: where to print.
+        run: the run.
+        step: the number of steps done before.
     """
 
-    def __init__(self, console: Console, run: Run, step: int) -> None:
-        self.console = console
+    def __init__(self, console: Console, run: TrainingRun, step: int) -> None:
         self.losses: list[float] = []
-        self._since = time.perf_counter()
-        self._steps = 0
-        self._waited = 0.0
-        self._flops, self._slots, self._held = 0.0, 0, 0
         self._run = run
-        self._moves = what_moves(flatten(run.trained), declarations(run.models.model))
+        self._reset()
+        trainable = flatten_dict(run.trainable_mask)
+        self._fractions = trained_fractions(trainable, param_specs(run.models.policy))
         device = run.mesh.devices.flat[0]
-        self._peak = peak_flops(device)
+        self._peak_flops = peak_flops(device)
         self._device = device if device.process_index == jax.process_index() else None
-        data = run.data
-        self._quiet = not first_process()
-        if not self._quiet:
+        self._active = is_main_process()
+        train, data = run.config.train, run.data
+        self._writer = MetricsWriter(train.output_dir, step, self._active)
+        if self._active:
             console.print(
-                f"{len(data.examples):,} records, {data.steps_per_epoch:,} steps an epoch, "
+                f"{len(data.examples):,} records, {data.steps_per_epoch:,} steps per epoch, "
                 f"{data.padding:.1%} padding, {run.mesh.size} device(s) in "
-                f"{jax.process_count()} process(es); step {step:,} of {run.config.train.steps:,}"
+                f"{jax.process_count()} process(es); step {step:,} of {train.steps:,}"
             )
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -56,78 +55,89 @@ class Report:
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             console=console,
-            disable=not console.is_terminal or self._quiet,
+            disable=not console.is_terminal or not self._active,
         )
-        self._task = self._bar.add_task("training", total=run.config.train.steps, completed=step)
+        self._task = self._bar.add_task("training", total=train.steps, completed=step)
         self._bar.start()
 
-    def advance(self, number: int, waited: float) -> None:
-        """One more step is done; `waited` seconds of it went to waiting for data."""
-        self._bar.update(self._task, completed=number)
-        self._steps += 1
-        self._waited += waited
+    def _reset(self) -> None:
+        """Starts a new interval between log lines."""
+        self._since = time.perf_counter()
+        self._steps, self._data_wait = 0, 0.0
+        self._flops, self._padded_tokens, self._real_tokens = 0.0, 0, 0
 
-    def computed(self, batch: TrainBatch, local_groups: int) -> None:
-        """A batch of this process was sent to the device; all groups' are of its shape."""
-        accumulate, rows, tokens = batch.tokens.shape
-        everywhere = self._run.data.groups * accumulate / local_groups
+    def count_batch(self, batch: TrainBatch, num_local_shards: int) -> None:
+        """Counts a batch of this process; those of other processes have the same shape."""
+        grad_accum_steps, rows, tokens = batch.tokens.shape
+        factor = self._run.data.num_batch_shards * grad_accum_steps / num_local_shards
         clips, frames = 0, 0
-        if batch.signal is not None:
-            clips, frames = batch.signal.shape[1], batch.signal.shape[2] // HOP_LENGTH
-        config = self._run.model_config
-        parts = forward_parts(config, rows, tokens, clips, frames)
-        self._flops += everywhere * training_flops(parts, self._moves)
-        self._slots += batch.tokens.size
-        self._held += int(np.count_nonzero(batch.segments))
+        if batch.waveform is not None:
+            clips, frames = batch.waveform.shape[1], batch.waveform.shape[2] // HOP_LENGTH
+        parts = forward_flops(self._run.model_config, rows, tokens, clips, frames)
+        self._flops += factor * training_flops(parts, self._fractions)
+        self._padded_tokens += batch.tokens.size
+        self._real_tokens += int(np.count_nonzero(batch.segment_ids))
 
-    def show(self, number: int, values: dict[str, float]) -> dict[str, float]:
-        """Shows a logged step and returns the speeds since the one before."""
-        now = time.perf_counter()
-        elapsed = now - self._since
+    def step(self, step: int, data_wait: float) -> None:
+        """Counts a finished step; `data_wait` seconds of it were spent waiting for data."""
+        self._bar.update(self._task, completed=step)
+        self._steps += 1
+        self._data_wait += data_wait
+
+    def log(self, step: int, values: dict[str, float]) -> dict[str, float]:
+        """Prints and writes a step's metrics, with the speeds since the last call; returns all."""
+        speeds = self._speeds(values)
+        self._reset()
+        self.losses.append(values["loss"])
+        shown: dict[str, float] = {
+            "loss": values["loss"],
+            **{k: values[k] for k in ("accuracy", "reward_accuracy") if k in values},
+            "steps/s": speeds["steps_per_second"],
+            "audio s/s": speeds["audio_seconds_per_second"],
+            **{k: speeds[k] for k in ("mfu", "memory_gb") if k in speeds},
+        }
+        self._print_line(step, shown, sparkline(self.losses))
+        values = values | speeds
+        self._writer.write(step, values)
+        return values
+
+    def log_eval(self, step: int, values: dict[str, float]) -> None:
+        """Prints and writes the metrics of an evaluation."""
+        self._print_line(step, values)
+        self._writer.write(step, values)
+
+    def _speeds(self, values: dict[str, float]) -> dict[str, float]:
+        elapsed = time.perf_counter() - self._since
         speeds = {
             "steps_per_second": self._steps / elapsed,
             "audio_seconds_per_second": values["audio_seconds"] * self._steps / elapsed,
             "tokens_per_second": values["tokens"] * self._steps / elapsed,
-            "data_wait": self._waited / elapsed,
-            "padding": 1 - self._held / max(self._slots, 1),
+            "data_wait": self._data_wait / elapsed,
+            "padding": 1 - self._real_tokens / max(self._padded_tokens, 1),
             "teraflops_per_second": self._flops / elapsed / 1e12,
         }
-        if self._peak is not None:
-            speeds["mfu"] = self._flops / elapsed / (self._peak * self._run.mesh.size)
+        if self._peak_flops is not None:
+            speeds["mfu"] = self._flops / elapsed / (self._peak_flops * self._run.mesh.size)
         memory = None if self._device is None else memory_in_use(self._device)
         if memory is not None:
             speeds["memory_gb"] = memory / 1e9
-        if self._run.data.unusable:
-            speeds["unusable_records"] = len(self._run.data.unusable)
-        self._since, self._steps, self._waited = now, 0, 0.0
-        self._flops, self._slots, self._held = 0.0, 0, 0
-        self.losses.append(values["loss"])
-        self.line(
-            number,
-            {
-                "loss": values["loss"],
-                **{k: values[k] for k in ("accuracy", "reward_accuracy") if k in values},
-                "steps/s": speeds["steps_per_second"],
-                "audio s/s": speeds["audio_seconds_per_second"],
-                **{k: speeds[k] for k in ("mfu", "memory_gb") if k in speeds},
-            },
-            sparkline(self.losses),
-        )
+        if self._run.data.bad_records:
+            speeds["bad_records"] = len(self._run.data.bad_records)
         return speeds
 
-    def line(self, number: int, values: dict[str, float], tail: str = "") -> None:
-        """One line of numbers."""
-        if self._quiet:
+    def _print_line(self, step: int, values: dict[str, float], tail: str = "") -> None:
+        if not self._active:
             return
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        self._bar.console.print(f"step {number:>6}  {numbers}  {tail}", highlight=False)
+        self._bar.console.print(f"step {step:>6}  {numbers}  {tail}", highlight=False)
 
     def close(self) -> None:
+        self._writer.close()
         self._bar.stop()
 
 
 def sparkline(values: list[float], width: int = 24) -> str:
-    """The course of a number as a row of bars, its latest value last."""
+    """A row of bars for a series, its latest value last."""
     step = max(1, -(-len(values) // width))
     means = [
         sum(values[i : i + step]) / len(values[i : i + step]) for i in range(0, len(values), step)

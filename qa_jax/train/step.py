@@ -1,137 +1,154 @@
-"""One optimizer step, as one pure function."""
+"""One optimizer step as a pure function."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from qa_jax.data.loader import TrainBatch
-from qa_jax.model import Params, flatten, join, nest, split
-from qa_jax.parallel.xla_options import xla_options
-from qa_jax.train.objectives import Objective, Sums
+from qa_jax.data import TrainBatch
+from qa_jax.parallel.xla_flags import xla_flags as flags_for
+from qa_jax.train.objectives import LossOutput, Objective
+from qa_jax.trees import flatten_dict, merge_trees, partition, unflatten_dict
+from qa_jax.typing import Array, Float, Int, Params, PyTree
 
 
 class TrainState(NamedTuple):
-    """Everything that a step changes, and with it the parameters that stay as they are.
+    """Everything that a step changes.
 
     Attributes:
-        step: how many are done.
-        params: all of the model's.
-        optimizer: its state, of the trained parameters.
-        average: their running mean, where one is kept.
+        step: number of steps done.
+        params: all parameters, trainable and frozen.
+        opt_state: the optimizer's state, of the trainable parameters.
+        ema_params: EMA of the trainable parameters, or None.
     """
 
-    step: Any
+    step: Int[Array, ""]
     params: Params
-    optimizer: Any
-    average: Params | None = None
+    opt_state: PyTree
+    ema_params: Params | None = None
 
 
-Metrics = dict[str, jax.Array]
-Step = Callable[..., tuple[TrainState, Metrics]]
-"""Of (state, batch) or (state, batch, parameters that stay)."""
+Metrics = dict[str, Float[Array, ""]]
+TrainStep = Callable[..., tuple[TrainState, Metrics]]
+"""(state, batch, reference parameters or None) -> (state, metrics)."""
 
 
-def jit_step(step: Step, state: TrainState, xla: str = "plain") -> Callable[..., Any]:
-    """The compiled step: the state is donated and comes back where it was.
+def jit_train_step(
+    train_step: TrainStep, state: TrainState, xla_flags: str = "default"
+) -> jax.stages.Wrapped:
+    """The jitted step. The state is donated and returned with the same shardings.
 
-    `xla` is `TrainConfig.xla`.
-
-    Left to itself the compiler may name the same places otherwise, and the second step would be
-    compiled once more.
+    `xla_flags` is `TrainConfig.xla_flags`. Without explicit out_shardings XLA may return an
+    equivalent sharding, which recompiles step 2.
     """
-    places = jax.tree.map(lambda x: x.sharding, state)
-    # Metrics lie whole in every process, which then need not ask one another for them.
-    everywhere = NamedSharding(state.step.sharding.mesh, PartitionSpec())
-    platform = everywhere.mesh.devices.flat[0].platform
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    # Metrics are replicated, so that each process can read them without communication.
+    replicated = NamedSharding(shardings.step.mesh, PartitionSpec())
+    platform = replicated.mesh.devices.flat[0].platform
     return jax.jit(
-        step,
+        train_step,
         donate_argnums=0,
-        out_shardings=(places, everywhere),
-        compiler_options=dict(xla_options(platform, xla)) or None,
+        out_shardings=(shardings, replicated),
+        compiler_options=dict(flags_for(platform, xla_flags)) or None,
     )
 
 
-def make_step(
+def make_train_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
-    trained: Params,
+    trainable_mask: Params,
     learning_rate: optax.Schedule,
     *,
-    average: float = 0.0,
-    seed: int | None = None,
-    narrow: bool = False,
-) -> Step:
-    """The step of an objective and an optimizer, to be jitted with its state donated.
+    ema_decay: float = 0.0,
+    dropout_seed: int | None = None,
+    grads_in_bf16: bool = False,
+) -> TrainStep:
+    """The step of an objective and an optimizer, to be jitted by `jit_train_step`.
 
     Args:
-        objective: of `qa_jax.train.objectives`.
-        optimizer: of the trained parameters.
-        trained: a tree of bools; the other parameters have no gradient, no optimizer and no update.
-        learning_rate: only reported; the optimizer holds its own.
-        average: decay of the running mean, where the state has one.
-        seed: of dropout; None for none.
-        narrow: sum and send gradients of matrices in bfloat16.
+        objective: what is minimised.
+        optimizer: of the trainable parameters.
+        trainable_mask: a tree of bools; frozen parameters have no gradient, optimizer state or
+            update.
+        learning_rate: for the metrics; the optimizer has its own.
+        ema_decay: decay of the EMA, if the state has one.
+        dropout_seed: None for no dropout.
+        grads_in_bf16: sum and communicate gradients of matrices in bfloat16.
     """
 
-    def step(
-        state: TrainState, batch: TrainBatch, stay: Params | None = None
+    def train_step(
+        state: TrainState, batch: TrainBatch, ref_params: Params | None = None
     ) -> tuple[TrainState, Metrics]:
-        moving, still = split(state.params, trained)
-        # A layer casts its matrix to the activations' type anyway. Cast before the gradient is
-        # taken, it has the gradient of that type; norms and biases are used in float32.
-        used = _narrowed(moving) if narrow else moving
+        trainable, frozen = partition(state.params, trainable_mask)
+        params_for_grad = cast_grads_bf16(trainable) if grads_in_bf16 else trainable
 
-        def loss(moving: Params, batch: TrainBatch, number: Any) -> tuple[jax.Array, Sums]:
-            key = None
-            if seed is not None:
-                key = jax.random.fold_in(jax.random.key(seed), state.step)
-                key = jax.random.fold_in(key, number)
-            sums = objective(join(still, moving), batch, still if stay is None else stay, key)
-            return sums.loss, sums
+        def loss_fn(
+            trainable: Params, micro_batch: TrainBatch, index: jax.Array | int
+        ) -> tuple[jax.Array, LossOutput]:
+            rng = None
+            if dropout_seed is not None:
+                rng = jax.random.fold_in(jax.random.key(dropout_seed), state.step)
+                rng = jax.random.fold_in(rng, index)
+            params = merge_trees(frozen, trainable)
+            out = objective.loss(params, micro_batch, ref_params, rng)
+            return out.loss, out
 
-        gradients = jax.grad(loss, has_aux=True)
-
-        def add(total: Any, micro: tuple[TrainBatch, Any]) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, gradients(used, *micro)), None
-
-        first = jax.tree.map(lambda x: x[0], batch)
-        count = batch.tokens.shape[0]
-        if count == 1:
-            grads, sums = gradients(used, first, 0)
-        else:
-            shapes = jax.eval_shape(gradients, used, first, 0)
-            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-            (grads, sums), _ = jax.lax.scan(add, zeros, (batch, jnp.arange(count)))
-        # A batch in which nothing is to be learnt moves nothing, rather than dividing by zero.
-        weight = jnp.maximum(sums.weight, jnp.finfo(sums.weight.dtype).tiny)
-        grads = jax.tree.map(lambda g, p: g.astype(p.dtype) / weight.astype(p.dtype), grads, moving)
-        updates, opt_state = optimizer.update(grads, state.optimizer, moving)
-        moving = optax.apply_updates(moving, updates)
-        mean = state.average
-        if mean is not None:
-            mean = jax.tree.map(lambda m, p: average * m + (1 - average) * p, mean, moving)
+        grads, out = accumulate(jax.grad(loss_fn, has_aux=True), params_for_grad, batch)
+        # A batch without targets yields a zero update instead of a division by zero.
+        weight = jnp.maximum(out.weight, jnp.finfo(out.weight.dtype).tiny)
+        grads = jax.tree.map(
+            lambda g, p: g.astype(p.dtype) / weight.astype(p.dtype), grads, trainable
+        )
+        updates, opt_state = optimizer.update(grads, state.opt_state, trainable)
+        trainable = optax.apply_updates(trainable, updates)
+        ema = state.ema_params
+        if ema is not None:
+            ema = jax.tree.map(lambda e, p: ema_decay * e + (1 - ema_decay) * p, ema, trainable)
         metrics = {
-            "loss": sums.loss / weight,
+            "loss": out.loss / weight,
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": learning_rate(state.step),
-            **sums.named(),
+            **out.metrics(),
         }
-        return TrainState(state.step + 1, join(still, moving), opt_state, mean), metrics
+        params = merge_trees(frozen, trainable)
+        return TrainState(state.step + 1, params, opt_state, ema), metrics
 
-    return step
+    return train_step
 
 
-def _narrowed(params: Params) -> Params:
+def accumulate(
+    grad_fn: Callable[..., tuple[Params, LossOutput]], params: Params, batch: TrainBatch
+) -> tuple[Params, LossOutput]:
+    """Gradients and losses, summed over a batch's micro-batches."""
+    first = jax.tree.map(lambda x: x[0], batch)
+    num_micro_batches = batch.tokens.shape[0]
+    if num_micro_batches == 1:
+        return grad_fn(params, first, 0)
+
+    def add(total: PyTree, micro: tuple[TrainBatch, jax.Array]) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.add, total, grad_fn(params, *micro)), None
+
+    shapes = jax.eval_shape(grad_fn, params, first, 0)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    total, _ = jax.lax.scan(add, zeros, (batch, jnp.arange(num_micro_batches)))
+    return total
+
+
+def cast_grads_bf16(params: Params) -> Params:
+    """Parameters with matrices in bfloat16, whose gradients therefore are bfloat16.
+
+    Layers cast their matrices to the activations' dtype in any case; norms and biases are used in
+    float32.
+    """
     matrices = ("kernel", "embed_tokens", "lm_head")
-    return nest(
+    return unflatten_dict(
         {
             path: x.astype(jnp.bfloat16) if path[-1] in matrices else x
-            for path, x in flatten(params).items()
+            for path, x in flatten_dict(params).items()
         }
     )

@@ -17,15 +17,10 @@ from qa_jax import checkpoint, hf, load
 from qa_jax.cli import main
 from qa_jax.config import LoraConfig, ModelConfig, from_hf, to_hf
 from qa_jax.errors import InputError
-from qa_jax.model import (
-    Adapter,
-    Params,
-    Qwen2Audio,
-    adapt,
-    flatten,
-    initialize,
-    is_adapter_path,
-)
+from qa_jax.lora import LoraWeights, add_lora, is_lora_path
+from qa_jax.model import Qwen2Audio, initialize
+from qa_jax.trees import flatten_dict
+from qa_jax.typing import Params
 from tests.convert.files import FC1, digest, tied, write
 
 
@@ -64,7 +59,7 @@ def test_layouts_put_weights_where_they_belong(tiny: ModelConfig, tmp_path: Path
     tensors = write(tmp_path, tiny)
     config, source = hf.open_model(tmp_path)
     params = hf.load_params(source, config, one_device(config))
-    ours = {path: np.asarray(x) for path, x in flatten(params).items()}
+    ours = {path: np.asarray(x) for path, x in flatten_dict(params).items()}
     q = tensors["language_model.model.layers.1.self_attn.q_proj.weight"]
     x = np.random.default_rng(1).standard_normal(32)
     kernel = ours["decoder", "layers", "self_attn", "q_proj", "kernel"][1]
@@ -152,7 +147,7 @@ def test_a_head_of_its_own_beats_the_tie(tiny: ModelConfig, tmp_path: Path) -> N
     raw = to_hf(tiny)
     raw["text_config"]["tie_word_embeddings"] = True
     (tmp_path / "config.json").write_text(json.dumps(raw))
-    with pytest.warns(UserWarning, match="the files hold its own"):
+    with pytest.warns(UserWarning, match="the files contain another one"):
         config, _ = hf.open_model(tmp_path)
     assert not config.text.tie_word_embeddings
 
@@ -161,10 +156,10 @@ def test_an_adapter_merged_into_its_model(tiny_checkpoint: Path, tmp_path: Path)
     """`convert to-hf --merge`, a tensor at a time, is what `load` merges at once."""
     config = checkpoint.read_config(tiny_checkpoint)
     model = Qwen2Audio(config)
-    paths = adapt(model, LoraConfig(("decoder/", "encoder/.*proj", "projector"), rank=2))
-    low = initialize(model, jax.random.key(0), wanted=is_adapter_path)
+    paths = add_lora(model, LoraConfig(("decoder/", "encoder/.*proj", "projector"), rank=2))
+    low = initialize(model, jax.random.key(0), include=is_lora_path)
     low = jax.tree.map(lambda x: x + 0.1, low)
-    adapter = Adapter(low, dict.fromkeys(paths, 0.7))
+    adapter = LoraWeights(low, dict.fromkeys(paths, 0.7))
     checkpoint.save_adapter(tmp_path / "adapter", adapter, config, str(tiny_checkpoint))
     command = ["convert", "to-hf", str(tmp_path / "adapter"), str(tmp_path / "hf")]
     assert main([*command, "--merge"]) == 0

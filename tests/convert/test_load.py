@@ -17,8 +17,8 @@ import pytest
 from qa_jax import hf, load
 from qa_jax.config import MeshConfig, ModelConfig
 from qa_jax.hf.load import read_part
-from qa_jax.model import flatten
 from qa_jax.parallel import make_mesh
+from qa_jax.trees import flatten_dict
 from tests.convert.files import tied, write
 
 
@@ -28,10 +28,10 @@ def test_every_shard_is_its_slice(
     tiny: ModelConfig, tmp_path: Path, sizes: tuple[int, int, int], tie: bool
 ) -> None:
     write(tmp_path, tied(tiny) if tie else tiny, dtype=ml_dtypes.bfloat16)
-    whole = flatten(load(tmp_path, dtype=None).params)
+    whole = flatten_dict(load(tmp_path, dtype=None).params)
     mesh = make_mesh(MeshConfig(*sizes))
     cut = 0
-    for path, array in flatten(load(tmp_path, dtype=None, mesh=mesh).params).items():
+    for path, array in flatten_dict(load(tmp_path, dtype=None, mesh=mesh).params).items():
         assert array.dtype == whole[path].dtype == ml_dtypes.bfloat16
         for shard in array.addressable_shards:
             np.testing.assert_array_equal(shard.data, whole[path][shard.index])
@@ -45,7 +45,7 @@ def test_any_part_of_any_layout(tiny: ModelConfig, tmp_path: Path) -> None:
     config, source = hf.open_model(tmp_path)
     rng = np.random.default_rng(0)
     for tensor in hf.tensor_map(config).values():
-        whole = tensor.to_ours(source.read(tensor.hf))
+        whole = tensor.from_hf(source.read(tensor.hf))
         for _ in range(5):
             ends = [sorted(rng.choice(n + 1, 2, replace=False)) for n in tensor.shape]
             index = tuple(slice(int(a), int(b)) for a, b in ends)
@@ -65,16 +65,17 @@ def counted(*arguments):
 os.preadv = counted
 from qa_jax import checkpoint, hf
 from qa_jax.config import MeshConfig
-from qa_jax.model import Qwen2Audio, flatten
+from qa_jax.model import Qwen2Audio
 from qa_jax.parallel import make_mesh
+from qa_jax.trees import flatten_dict
 config, source = hf.open_model(sys.argv[3])
 mesh = make_mesh(MeshConfig(1, -1, 2))
 places = jax.tree.map(lambda x: x.sharding, checkpoint.abstract_params(Qwen2Audio(config), mesh))
 params = hf.load_params(source, config, places)
 assert mesh.devices.size == 8 and jax.process_count() == 2
-sums = {"/".join(p): [float(s.data.astype("float32").sum()) for s in x.addressable_shards]
-        for p, x in flatten(params).items()}
-print(json.dumps({"bytes": total, "sums": sums}))
+out = {"/".join(p): [float(s.data.astype("float32").sum()) for s in x.addressable_shards]
+        for p, x in flatten_dict(params).items()}
+print(json.dumps({"bytes": total, "out": out}))
 """
 
 
@@ -98,14 +99,14 @@ def test_each_of_two_processes_reads_half(tiny: ModelConfig, tmp_path: Path) -> 
     said = [p.communicate(timeout=120) for p in processes]
     assert all(p.returncode == 0 for p in processes), said
     found = [json.loads(out.splitlines()[-1]) for out, _ in said]
-    params = flatten(load(tmp_path, dtype=None).params)
+    params = flatten_dict(load(tmp_path, dtype=None).params)
     size = sum(x.nbytes for x in params.values())
     # Norms and biases are not cut, so each reads them whole.
     for each in found:
         assert 0.45 * size < each["bytes"] < 0.65 * size
     mesh = make_mesh(MeshConfig(1, 4, 2))
-    for path, array in flatten(load(tmp_path, dtype=None, mesh=mesh).params).items():
-        sums = found[0]["sums"]["/".join(path)] + found[1]["sums"]["/".join(path)]
+    for path, array in flatten_dict(load(tmp_path, dtype=None, mesh=mesh).params).items():
+        out = found[0]["out"]["/".join(path)] + found[1]["out"]["/".join(path)]
         here = [float(s.data.astype("float32").sum()) for s in array.addressable_shards]
-        assert sorted(sums) == pytest.approx(sorted(here), rel=1e-4, abs=1e-4)
+        assert sorted(out) == pytest.approx(sorted(here), rel=1e-4, abs=1e-4)
         assert jax.process_count() == 1

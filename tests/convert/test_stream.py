@@ -57,7 +57,7 @@ def test_another_type(tiny: ModelConfig, tmp_path: Path, dtype: str) -> None:
     tensors = write(tmp_path / "hf", tiny, dtype=source)
     there = convert_weights.to_jax(tmp_path / "hf", tmp_path / "ours", dtype)
     rows, whole = convert_weights.verify(tmp_path / "hf", tmp_path / "ours")
-    assert not any(row.differing for row in rows) and whole == there
+    assert not any(row.num_differing for row in rows) and whole == there
     assert " -> " in rows[0].dtype
     assert convert_weights.to_hf(tmp_path / "ours", tmp_path / "back") == there
     back = load_file(tmp_path / "back" / "model.safetensors")
@@ -81,7 +81,7 @@ def test_verify_names_what_differs(
     file.write_bytes(data)
     assert main(command) == 2
     captured = capsys.readouterr()
-    assert "1 numbers differ" in captured.out
+    assert "1 elements differ" in captured.out
     assert captured.err.startswith(f"error: 1 of {len(said) - 1} tensors: differ: ")
 
 
@@ -140,7 +140,7 @@ def test_a_wrong_index_is_named(tiny: ModelConfig, tmp_path: Path, fault: str) -
     else:
         others = set(index["weight_map"].values()) - {index["weight_map"][FC1]}
         index["weight_map"][FC1] = other = min(others)
-        message = f"{FC1}: not in {other}, where the index says it is"
+        message = f"{FC1}: not in {other}, as the index says"
     path.write_text(json.dumps(index))
     before = digest(tmp_path / "hf")
     with pytest.raises(InputError, match=message):
@@ -194,7 +194,7 @@ def test_a_disk_that_fills_up_can_be_resumed(
         written.append(name)
 
     monkeypatch.setattr(Shards, "write", fills)
-    with pytest.raises(InputError, match=r"No space left on device.*it goes on"):
+    with pytest.raises(InputError, match=r"No space left on device.*it resumes"):
         convert_weights.to_hf(tmp_path / "ours", tmp_path / "back")
     assert not (tmp_path / "back").exists()
     monkeypatch.undo()
@@ -208,7 +208,7 @@ def test_a_disk_that_fills_up_can_be_resumed(
     convert_weights.to_hf(tmp_path / "ours", tmp_path / "back")
     assert again and not set(again) & set(written[:9]), "what was done is not done again"
     assert not any(
-        r.differing for r in convert_weights.verify(tmp_path / "hf", tmp_path / "back")[0]
+        r.num_differing for r in convert_weights.verify(tmp_path / "hf", tmp_path / "back")[0]
     )
 
 
@@ -242,7 +242,7 @@ def test_killed_at_any_moment_it_resumes(tiny: ModelConfig, tmp_path: Path) -> N
     whole = convert_weights.to_jax(tmp_path / "hf", tmp_path / "ours")
     # Every tensor takes a little longer, so that there is a middle to be killed in.
     slow = (
-        "import sys, time, convert_weights.work as w; add = w.Checksum.add\n"
+        "import sys, time, convert_weights.job as w; add = w.Checksum.add\n"
         "def slowly(self, part):\n"
         "    print('at work', flush=True); time.sleep(0.03); add(self, part)\n"
         "w.Checksum.add = slowly\n"
@@ -272,7 +272,7 @@ def test_killed_at_any_moment_it_resumes(tiny: ModelConfig, tmp_path: Path) -> N
         assert done.returncode == 0, done.stderr
         assert whole in done.stdout
         assert not partial.exists()
-        assert not any(r.differing for r in convert_weights.verify(tmp_path / "hf", dest)[0])
+        assert not any(r.num_differing for r in convert_weights.verify(tmp_path / "hf", dest)[0])
     assert killed_midway >= 5, "too few kills came between the first tensor and the last"
 
 
@@ -286,7 +286,7 @@ def test_inspect(tiny: ModelConfig, tmp_path: Path, capsys: pytest.CaptureFixtur
         assert f"vocabulary {tiny.text.vocab_size:,}" in said
     assert whole in said
     assert main(["inspect", str(tmp_path)]) == 2
-    assert "holds neither" in capsys.readouterr().err
+    assert "contains neither" in capsys.readouterr().err
 
 
 def test_the_tables_page_is_the_table(capsys: pytest.CaptureFixture) -> None:
@@ -304,7 +304,9 @@ def test_a_hub_id_that_is_none(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     assert main(["convert", "to-jax", "nobody/nothing", str(tmp_path / "ours")]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: nobody/nothing: no such directory, and the hub does not")
+    assert error.startswith(
+        "error: nobody/nothing: no such directory, and the hub's download fails"
+    )
     assert error.count("\n") == 1
 
 
@@ -315,7 +317,7 @@ def test_a_trained_checkpoint_converts(tiny: ModelConfig, tmp_path: Path) -> Non
     write(tmp_path / "hf", tiny)
     params = load(tmp_path / "hf").params
     checkpoint.create(tmp_path / "run", tiny, None)
-    steps = checkpoint.Checkpoints(tmp_path / "run")
+    steps = checkpoint.CheckpointManager(tmp_path / "run")
     steps.save(3, params)
     steps.save(7, jax.tree.map(lambda x: x + 1, params))
     steps.close()
@@ -324,7 +326,7 @@ def test_a_trained_checkpoint_converts(tiny: ModelConfig, tmp_path: Path) -> Non
     three, seven = (load_file(tmp_path / d / "model.safetensors")[FC1] for d in ("three", "seven"))
     np.testing.assert_array_equal(three + 1, seven)
     assert not any(
-        r.differing for r in convert_weights.verify(tmp_path / "hf", tmp_path / "three")[0]
+        r.num_differing for r in convert_weights.verify(tmp_path / "hf", tmp_path / "three")[0]
     )
     with pytest.raises(InputError, match=r"has no step 5; choose from \[3, 7\]"):
         convert_weights.to_hf(tmp_path / "run", tmp_path / "five", step=5)

@@ -36,9 +36,9 @@ BROKEN = {
     "[1, 2]": "not a JSON object",
     '{"prompt": "what?"}': "has neither messages nor text; give",
     json.dumps({"messages": [{"role": "robot", "content": "hi"}]}): "unknown role 'robot'; use",
-    json.dumps({"messages": [{"role": "user", "content": "hi"}]}): "no assistant turn to learn",
+    json.dumps({"messages": [{"role": "user", "content": "hi"}]}): "no assistant turn to train on",
     '{"text": "' + "word " * 500 + '"}': "tokens are over data.max_tokens = 400; raise it",
-    '{"text": "<|AUDIO|>"}': "clips are placed before the prompt",
+    '{"text": "<|AUDIO|>"}': "clips are inserted before the prompt",
     chat({"type": "video", "video": "a.mp4"}): "part of type 'video'; use text or audio",
 }
 
@@ -70,12 +70,12 @@ def test_all_are_named(broken: Path, tokenizer_dir: Path, capsys: pytest.Capture
         assert BROKEN[lines[int(number) - 1]] in cause, problem
         assert ";" in cause, f"no remedy: {problem}"
     assert any(line.startswith("170 clips, ") for line in said)
-    assert any(line.startswith("tokens: shortest ") for line in said)
+    assert any(line.startswith("tokens: min ") for line in said)
 
 
 def test_a_whole_manifest_is_found_whole(manifest: Path, processor: Processor) -> None:
-    findings = check_manifest(manifest, processor)
-    assert not findings.problems and len(findings.tokens) == 12 and len(findings.seconds) == 10
+    report = check_manifest(manifest, processor)
+    assert not report.problems and len(report.num_tokens) == 12 and len(report.seconds) == 10
 
 
 def test_training_on_it_ends_by_rule(
@@ -96,10 +96,10 @@ def test_training_on_it_ends_by_rule(
     command = ["train", "--config", str(recipe), "--data.train", str(broken), "--mesh.fsdp", "1"]
     command += ["--mesh.data", "8"]
     for allowed, code in ((30, 0), (29, 2), (0, 2)):
-        output = ["--train.output", str(tmp_path / f"run{allowed}")]
-        assert main([*command, *output, "--data.max_unusable", str(allowed)]) == code
+        output = ["--train.output_dir", str(tmp_path / f"run{allowed}")]
+        assert main([*command, *output, "--data.max_bad_records", str(allowed)]) == code
         error = capsys.readouterr().err
         assert "Traceback" not in error
-        assert error.count("warning: left out: ") == 30 or code == 2
+        assert error.count("warning: skipped: ") == 30 or code == 2
         if code:
             assert error.splitlines()[-1].startswith("error: ")

@@ -10,24 +10,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qa_jax.config import DataConfig, token_count
-from qa_jax.data import Processor, TrainData, read_manifest
+from qa_jax.config import DataConfig, num_audio_tokens
+from qa_jax.data import Processor, TrainDataset, read_manifest
 from qa_jax.data import loader as loading
-from qa_jax.data.archive import pack
-from qa_jax.data.chat import Prompt, render
+from qa_jax.data.chat import Prompt, apply_chat_template
 from qa_jax.data.manifest import split_last_answer
 from qa_jax.data.packing import clips_per_row, first_fit
+from qa_jax.data.shard import shard
 from qa_jax.errors import InputError
 
 BUCKETS = {0: 2, 104: 2, 204: 4}
 
 
-def data(manifest: Path, processor: Processor, **settings: object) -> TrainData:
+def data(manifest: Path, processor: Processor, **settings: object) -> TrainDataset:
     config = DataConfig(train=str(manifest), buckets=BUCKETS, max_tokens=400)
-    groups = settings.pop("groups", 1)
-    accumulate = settings.pop("accumulate", 1)
+    num_batch_shards = settings.pop("num_batch_shards", 1)
+    grad_accum_steps = settings.pop("grad_accum_steps", 1)
     config = dataclasses.replace(config, **settings)  # type: ignore[arg-type]
-    return TrainData(config, processor, groups=groups, accumulate=accumulate)  # type: ignore[arg-type]
+    return TrainDataset(
+        config, processor, num_batch_shards=num_batch_shards, grad_accum_steps=grad_accum_steps
+    )  # type: ignore[arg-type]
 
 
 def test_forms(manifest: Path) -> None:
@@ -57,32 +59,32 @@ def test_batches_hold_what_the_records_say(manifest: Path, processor: Processor)
     for step in range(loader.steps_per_epoch):
         batch = loader.batch(step)
         placeholders = (batch.tokens == processor.audio_token_id).sum()
-        if batch.frames is None:
+        if batch.num_frames is None:
             assert placeholders == 0
         else:
-            assert token_count(batch.frames).sum() == placeholders
-            clips += (batch.frames > 0).sum()
-        assert not batch.weights[batch.segments == 0].any()
-        assert not batch.weights[batch.tokens == processor.audio_token_id].any()
-        answers += (batch.weights.max(axis=-1) > 0).sum()
+            assert num_audio_tokens(batch.num_frames).sum() == placeholders
+            clips += (batch.num_frames > 0).sum()
+        assert not batch.loss_weights[batch.segment_ids == 0].any()
+        assert not batch.loss_weights[batch.tokens == processor.audio_token_id].any()
+        answers += (batch.loss_weights.max(axis=-1) > 0).sum()
     assert clips == 10 and answers == 12
 
 
 def test_length_exponent(manifest: Path, processor: Processor) -> None:
     config = DataConfig(train=str(manifest), buckets=BUCKETS)
-    loader = TrainData(config, processor, length_exponent=-1.0)
+    loader = TrainDataset(config, processor, length_exponent=-1.0)
     batch = loader.batch(0)
-    sums = batch.weights.sum(axis=-1)
-    np.testing.assert_allclose(sums[sums > 0], 1.0, rtol=1e-6)
+    out = batch.loss_weights.sum(axis=-1)
+    np.testing.assert_allclose(out[out > 0], 1.0, rtol=1e-6)
 
 
 def test_iteration_resumes_exactly(manifest: Path, processor: Processor) -> None:
     straight = data(manifest, processor).iterate()
     batches = [next(straight) for _ in range(9)]
-    first = data(manifest, processor, threads=1).iterate()
+    first = data(manifest, processor, num_threads=1).iterate()
     for _ in range(4):
         next(first)
-    second = data(manifest, processor, threads=4).iterate()
+    second = data(manifest, processor, num_threads=4).iterate()
     second.set_state(json.loads(json.dumps(first.get_state())))
     for expected in batches[4:]:
         for a, b in zip(next(second), expected, strict=True):
@@ -90,23 +92,23 @@ def test_iteration_resumes_exactly(manifest: Path, processor: Processor) -> None
 
 
 def test_groups_keep_clips_with_their_rows(manifest: Path, processor: Processor) -> None:
-    loader = data(manifest, processor, groups=2)
+    loader = data(manifest, processor, num_batch_shards=2)
     for step in range(loader.steps_per_epoch):
         batch = loader.batch(step)
-        if batch.frames is None:
+        if batch.num_frames is None:
             continue
         for tokens, frames in zip(
-            np.split(batch.tokens[0], 2), np.split(batch.frames[0], 2), strict=True
+            np.split(batch.tokens[0], 2), np.split(batch.num_frames[0], 2), strict=True
         ):
-            assert token_count(frames).sum() == (tokens == processor.audio_token_id).sum()
+            assert num_audio_tokens(frames).sum() == (tokens == processor.audio_token_id).sum()
 
 
 def test_accumulated_batches_hold_the_same_rows(manifest: Path, processor: Processor) -> None:
-    loader = data(manifest, processor, accumulate=2)
+    loader = data(manifest, processor, grad_accum_steps=2)
     batch = loader.batch(0)
     assert batch.tokens.shape[0] == 2
     epoch = [loader.batch(i) for i in range(loader.steps_per_epoch)]
-    assert sum((b.weights.max(axis=-1) > 0).sum() for b in epoch) == 12
+    assert sum((b.loss_weights.max(axis=-1) > 0).sum() for b in epoch) == 12
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def test_accumulated_batches_hold_the_same_rows(manifest: Path, processor: Proce
         ('{"audio": "short.wav", "text": "x"}', "give no audio token"),
         ('{"audio": "text.wav", "text": "x"}', "not readable as audio"),
         ('{"audio": 3, "text": "x"}', "not a file"),
-        ('{"text": "<|AUDIO|>"}', "text holds"),
+        ('{"text": "<|AUDIO|>"}', "text contains"),
         ('{"text": "' + "word " * 500 + '"}', "over data.max_tokens"),
     ],
 )
@@ -138,17 +140,17 @@ def test_bad_records_are_named(
 def test_unusable_buckets_are_refused(manifest: Path, processor: Processor) -> None:
     for buckets, message in (
         ({102: 2}, "multiple of 4"),
-        ({104: 3}, "rows one of 2"),
-        ({104: 0}, "rows one of 2"),
+        ({104: 3}, "rows a multiple of 2"),
+        ({104: 0}, "rows a multiple of 2"),
         ({0: 2, 44: 2}, "the largest is 44"),
     ):
         with pytest.raises(InputError, match=message):
-            data(manifest, processor, buckets=buckets, groups=2)
+            data(manifest, processor, buckets=buckets, num_batch_shards=2)
 
 
 def test_an_empty_manifest_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")
-    with pytest.raises(InputError, match="holds no records"):
+    with pytest.raises(InputError, match="contains no records"):
         read_manifest(tmp_path / "empty.jsonl")
     with pytest.raises(InputError, match="not readable"):
         read_manifest(tmp_path / "absent.jsonl")
@@ -157,7 +159,7 @@ def test_an_empty_manifest_is_refused(tmp_path: Path) -> None:
 def test_a_header_that_tells_too_little(
     manifest: Path, processor: Processor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "clip_samples", lambda *_: 4_000)
+    monkeypatch.setattr(loading, "clip_num_samples", lambda *_: 4_000)
     loader = data(manifest, processor)
     with pytest.raises(InputError, match=r"manifest\.jsonl:.*more than its header says.*wav"):
         for step in range(loader.steps_per_epoch):
@@ -165,7 +167,7 @@ def test_a_header_that_tells_too_little(
 
 
 def test_packed_rows_hold_every_record_once(manifest: Path, processor: Processor) -> None:
-    loader = data(manifest, processor, pack_tokens=300)
+    loader = data(manifest, processor, packed_length=300)
     apart = data(manifest, processor)
     assert loader.steps_per_epoch < apart.steps_per_epoch
     texts = []
@@ -173,12 +175,12 @@ def test_packed_rows_hold_every_record_once(manifest: Path, processor: Processor
         found = []
         for step in range(each.steps_per_epoch):
             batch = each.batch(step)
-            for tokens, segments in zip(batch.tokens[0], batch.segments[0], strict=True):
+            for tokens, segments in zip(batch.tokens[0], batch.segment_ids[0], strict=True):
                 for n in range(1, segments.max() + 1):
                     found.append(tuple(tokens[segments == n].tolist()))
-            if batch.frames is not None:
+            if batch.num_frames is not None:
                 placeholders = (batch.tokens == processor.audio_token_id).sum()
-                assert token_count(batch.frames).sum() == placeholders
+                assert num_audio_tokens(batch.num_frames).sum() == placeholders
         texts.append(sorted(found))
     assert texts[0] == texts[1] and len(texts[0]) == 12
     assert max(len(row) for rows in loader._rows.values() for row in rows) > 1
@@ -202,36 +204,36 @@ def test_mixtures(manifest: Path, processor: Processor, tmp_path: Path) -> None:
     other = tmp_path / "other.jsonl"
     other.write_text("".join(json.dumps({"text": f"number {i}"}) + "\n" for i in range(4)))
     config = DataConfig(train={str(manifest): 1, str(other): 2.5}, buckets=BUCKETS)
-    loader = TrainData(config, processor)
+    loader = TrainDataset(config, processor)
     seen = collections.Counter(e.record.source for e in loader.examples)
     assert seen[f"{manifest}:1"] == 1
     assert [seen[f"{other}:{i}"] for i in range(1, 5)] == [3, 2, 3, 2]
-    with pytest.raises(InputError, match=r"weight 0\.5 is under 1"):
-        TrainData(dataclasses.replace(config, train={str(other): 0.5}), processor)
+    with pytest.raises(InputError, match=r"0\.5 repeats are under 1"):
+        TrainDataset(dataclasses.replace(config, train={str(other): 0.5}), processor)
 
 
 def test_a_few_unusable_records_may_be_left_out(sounds: Path, processor: Processor) -> None:
     path = sounds / "some_bad.jsonl"
     bad = ['{"audio": "absent.wav", "text": "x"}', "{", '{"audio": "nan.wav", "text": "x"}']
     path.write_text("\n".join([*['{"text": "fine"}'] * 5, *bad]) + "\n")
-    with pytest.warns(UserWarning, match="left out: ") as warned:
-        loader = data(path, processor, max_unusable=3)
+    with pytest.warns(UserWarning, match="skipped: ") as warned:
+        loader = data(path, processor, max_bad_records=3)
         # Only decoding finds out that samples are NaN.
         batches = [loader.batch(i) for i in range(2 * loader.steps_per_epoch)]
-    assert sum((b.weights.max(axis=-1) > 0).sum() for b in batches) == 10
-    assert len(loader.unusable) == len(warned) == 3
+    assert sum((b.loss_weights.max(axis=-1) > 0).sum() for b in batches) == 10
+    assert len(loader.bad_records) == len(warned) == 3
     assert all(
         f"some_bad.jsonl:{n}" in str(w.message) for w, n in zip(warned, (7, 6, 8), strict=True)
     )
     with (
-        pytest.warns(UserWarning, match="left out"),
-        pytest.raises(InputError, match=r"is the 2th unusable record, data\.max_unusable is 1"),
+        pytest.warns(UserWarning, match="skipped"),
+        pytest.raises(InputError, match=r"is bad record 2, data\.max_bad_records is 1"),
     ):
-        data(path, processor, max_unusable=1)
+        data(path, processor, max_bad_records=1)
 
 
 def test_each_process_reads_its_own_groups(manifest: Path, processor: Processor) -> None:
-    loader = data(manifest, processor, groups=2, accumulate=2)
+    loader = data(manifest, processor, num_batch_shards=2, grad_accum_steps=2)
     for step in range(loader.steps_per_epoch):
         whole = loader.batch(step)
         for group in range(2):
@@ -246,8 +248,8 @@ def test_each_process_reads_its_own_groups(manifest: Path, processor: Processor)
 def test_batches_do_not_depend_on_workers(
     manifest: Path, processor: Processor, threads: int
 ) -> None:
-    loader = data(manifest, processor, pack_tokens=300)
-    stream = data(manifest, processor, pack_tokens=300, threads=threads).iterate()
+    loader = data(manifest, processor, packed_length=300)
+    stream = data(manifest, processor, packed_length=300, num_threads=threads).iterate()
     for step in range(6):
         for x, y in zip(next(stream), loader.batch(step), strict=True):
             np.testing.assert_array_equal(x, y)
@@ -260,7 +262,7 @@ def test_ms_swift_form(tmp_path: Path) -> None:
         return read_manifest(path)[0].prompt
 
     answer = {"role": "assistant", "content": "rain"}
-    ours = render(
+    ours = apply_chat_template(
         [{"role": "user", "content": [{"audio": "a.wav"}, {"text": "What is heard?"}]}, answer]
     )
     marked = [{"role": "user", "content": "<audio>What is heard?"}, answer]
@@ -274,13 +276,13 @@ def test_ms_swift_form(tmp_path: Path) -> None:
 
 
 def test_packed_archives(manifest: Path, processor: Processor, tmp_path: Path) -> None:
-    assert pack(manifest, tmp_path / "packed", shard_bytes=30_000) == (10, 6)
+    assert shard(manifest, tmp_path / "packed", shard_bytes=30_000) == (10, 6)
     plain, packed = (data(m, processor) for m in (manifest, tmp_path / "packed/manifest.jsonl"))
     for step in range(plain.steps_per_epoch):
         for x, y in zip(plain.batch(step), packed.batch(step), strict=True):
             np.testing.assert_array_equal(x, y)
     with pytest.raises(InputError, match="exists and is not empty"):
-        pack(manifest, tmp_path / "packed")
+        shard(manifest, tmp_path / "packed")
     (tmp_path / "packed" / "clips-00001.array_record").unlink()
     with pytest.raises(InputError, match=r"clips-00001\.array_record: no such shard"):
         for step in range(packed.steps_per_epoch):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qa_jax.data import ByteLevelBPE, Processor, SentencePiece, load_tokenizer, render
+from qa_jax.data import ByteLevelBPE, Processor, SentencePiece, apply_chat_template, load_tokenizer
 from qa_jax.data.tokenizer import AUDIO, SPECIAL_TOKENS
 from qa_jax.errors import InputError
 from tests.conftest import sound
@@ -22,9 +22,11 @@ def part(seconds: float = 0.5, **more: object) -> dict:
 
 
 def test_voice_chat_and_analysis_differ_by_text_alone() -> None:
-    voice = render([{"role": "user", "content": [part()]}], add_generation_prompt=True)
+    voice = apply_chat_template([{"role": "user", "content": [part()]}], add_generation_prompt=True)
     asked = {"type": "text", "text": "What is it?"}
-    analysis = render([{"role": "user", "content": [part(), asked]}], add_generation_prompt=True)
+    analysis = apply_chat_template(
+        [{"role": "user", "content": [part(), asked]}], add_generation_prompt=True
+    )
     head, tail = (
         f"{SYSTEM}<|im_start|>user\nAudio 1: {CLIP}\n",
         "<|im_end|>\n<|im_start|>assistant\n",
@@ -34,7 +36,7 @@ def test_voice_chat_and_analysis_differ_by_text_alone() -> None:
 
 
 def test_clips_are_numbered_through_the_conversation() -> None:
-    prompt = render(
+    prompt = apply_chat_template(
         [
             {"role": "system", "content": "Be brief."},
             {"role": "user", "content": [part(), part(), {"type": "text", "text": "Same?"}]},
@@ -49,7 +51,7 @@ def test_clips_are_numbered_through_the_conversation() -> None:
         f"<|im_start|>user\nAudio 3: {CLIP}\n<|im_end|>\n"
     )
     assert len(prompt.audio) == 3
-    assert [s.text for s in prompt.spans if s.answer] == ["No.<|im_end|>"]
+    assert [s.text for s in prompt.spans if s.is_target] == ["No.<|im_end|>"]
 
 
 @pytest.mark.parametrize(
@@ -60,13 +62,13 @@ def test_clips_are_numbered_through_the_conversation() -> None:
         ([{"role": "robot", "content": "hi"}], "unknown role 'robot'"),
         ([{"role": "user", "content": [{"type": "image"}]}], "part of type 'image'"),
         ([{"role": "user", "content": [{"type": "audio"}]}], "without audio"),
-        ([{"role": "user", "content": AUDIO}], r"text holds <\|AUDIO\|>"),
+        ([{"role": "user", "content": AUDIO}], r"text contains <\|AUDIO\|>"),
         ([{"role": "user", "content": 3}], "neither text nor a list"),
     ],
 )
 def test_bad_messages_are_refused(messages: list, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        render(messages)
+        apply_chat_template(messages)
 
 
 def test_sentencepiece_gives_text_back(tokenizer_dir: Path) -> None:
@@ -78,7 +80,7 @@ def test_sentencepiece_gives_text_back(tokenizer_dir: Path) -> None:
     assert tokenizer.decode([*tokenizer.encode("a man"), tokenizer.vocab_size + 3]) == "a man"
     said = tokenizer.encode("a man<|im_end|>")
     assert tokenizer.decode(said) == "a man"
-    assert tokenizer.decode(said, skip_special=False) == "a man<|im_end|>"
+    assert tokenizer.decode(said, skip_special_tokens=False) == "a man<|im_end|>"
 
 
 @pytest.fixture(scope="session")
@@ -114,14 +116,14 @@ def test_bpe_from_either_files(bpe_dir: Path, tmp_path: Path) -> None:
     assert isinstance(parts, ByteLevelBPE)
     for text in ("what is three plus four", f"{SYSTEM}Audio 1: {CLIP}\n", "naïve 🙂"):
         assert parts.encode(text) == whole.encode(text)
-        assert whole.decode(whole.encode(text), skip_special=False) == text
+        assert whole.decode(whole.encode(text), skip_special_tokens=False) == text
     assert whole.vocab_size == parts.vocab_size == whole.id_of("<|audio_eos|>") + 1
 
 
 def test_bpe_without_special_tokens_is_refused(bpe_dir: Path, tmp_path: Path) -> None:
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / name).write_text((bpe_dir / name).read_text())
-    with pytest.raises(InputError, match="names no special tokens"):
+    with pytest.raises(InputError, match="no file names the special tokens"):
         load_tokenizer(tmp_path)
     (tmp_path / "merges.txt").unlink()
     with pytest.raises(InputError, match="merges.txt: not found"):
@@ -142,9 +144,9 @@ def test_placeholders_become_tokens(processor: Processor) -> None:
 def test_one_conversation_or_several(processor: Processor) -> None:
     one = [{"role": "user", "content": [part(0.5)]}]
     two = [{"role": "user", "content": [part(0.3), part(0.9)]}]
-    batch = processor.apply_chat([one, two], add_generation_prompt=True)
+    batch = processor.apply_chat_template([one, two], add_generation_prompt=True)
     assert batch["audio_lengths"].tolist() == [8_000, 4_800, 14_400]
-    alone = processor.apply_chat(one, add_generation_prompt=True)
+    alone = processor.apply_chat_template(one, add_generation_prompt=True)
     kept = batch["attention_mask"][0] == 1
     np.testing.assert_array_equal(batch["input_ids"][0][kept], alone["input_ids"][0])
 
@@ -156,11 +158,11 @@ def test_answers_are_marked(processor: Processor) -> None:
         {"role": "user", "content": "what"},
         {"role": "assistant", "content": "seven"},
     ]
-    ids, answer = processor.expand_answers(render(messages), [16_000])
+    ids, answer = processor.tokenize_with_targets(apply_chat_template(messages), [16_000])
     learned = [i for i, a in zip(ids, answer, strict=True) if a]
-    text = processor.tokenizer.decode(learned, skip_special=False)
+    text = processor.tokenizer.decode(learned, skip_special_tokens=False)
     assert text == "three plus four<|im_end|>seven<|im_end|>"
-    assert ids == processor.expand(render(messages).text, [16_000])
+    assert ids == processor.tokenize(apply_chat_template(messages).text, [16_000])
 
 
 @pytest.mark.parametrize(
@@ -169,7 +171,10 @@ def test_answers_are_marked(processor: Processor) -> None:
         (dict(text=CLIP), r"1 <\|AUDIO\|> placeholder\(s\) for 0 clip\(s\)"),
         (dict(text="hi", audio=[(sound(1), 16_000)]), r"0 <\|AUDIO\|> placeholder\(s\) for 1"),
         (dict(text=CLIP, audio=[sound(1)]), "without their sampling rate"),
-        (dict(text=CLIP, audio=[sound(1)], sampling_rate=8_000), "8000 Hz, the model hears 16000"),
+        (
+            dict(text=CLIP, audio=[sound(1)], sampling_rate=8_000),
+            "8000 Hz, the model's rate is 16000",
+        ),
         (dict(text=CLIP, audio=sound(1), audios=sound(1)), "given twice"),
         (dict(text=CLIP, audio=sound(1), sampling_rate=16_000, padding_side="up"), "padding_side"),
     ],

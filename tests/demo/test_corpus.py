@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from qa_jax.data import read_manifest
-from qa_jax.data.synthetic import SOUNDS, Voice, make_sound
 from qa_jax.demo import corpus
-from qa_jax.demo.corpus import MEN, WOMEN, plan
+from qa_jax.demo.corpus import MEN, WOMEN, plan_clips
+from qa_jax.demo.synthetic import SOUNDS, Voice, make_sound
 from qa_jax.demo.texts import HELD_OUT_SUMS, NUMBERS, SPLITS
 
 
 @pytest.fixture(scope="module")
 def plans() -> dict[str, list[corpus.Clip]]:
-    return {split: plan(split, 0) for split in SPLITS}
+    return {split: plan_clips(split, 0) for split in SPLITS}
 
 
 def test_voices_are_apart(plans: dict) -> None:
@@ -44,15 +44,15 @@ def test_texts_are_apart(plans: dict) -> None:
 
 
 def test_sums_are_apart(plans: dict) -> None:
-    def sums(answers: Iterable[str]) -> set[frozenset[str]]:
+    def out(answers: Iterable[str]) -> set[frozenset[str]]:
         """The two numbers of every sum, whichever comes first."""
         return {frozenset(a.split()[0:3:2]) for a in answers if a.split()[1] == "plus"}
 
     asked = {
-        s: sums(r[2] for c in clips for r in c.records if r[0] == "chat")
+        s: out(r[2] for c in clips for r in c.records if r[0] == "chat")
         for s, clips in plans.items()
     }
-    asked["train"] |= sums(answer for _, answer in corpus.written_questions(0))
+    asked["train"] |= out(answer for _, answer in corpus.written_questions(0))
     for a, b in itertools.combinations(SPLITS, 2):
         assert not asked[a] & asked[b]
     assert len(asked["test"]) == len(HELD_OUT_SUMS["test"])
@@ -98,7 +98,7 @@ def test_the_same_seed_is_the_same_sound(tmp_path: Path) -> None:
     """Byte for byte, whatever the number of processes."""
     pytest.importorskip("espeakng_loader", reason="needs the [demo] extra")
     for name, processes in (("one", 1), ("two", 2)):
-        for _ in corpus.make(tmp_path / name, seed=3, processes=processes, scale=0.02):
+        for _ in corpus.make(tmp_path / name, seed=3, num_processes=processes, scale=0.02):
             pass
     files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*.wav"))
     assert len(files) > 300
@@ -115,7 +115,7 @@ def test_made_up_voices_differ(plans: dict) -> None:
 
 def test_speech_is_speech() -> None:
     pytest.importorskip("espeakng_loader", reason="needs the [demo] extra")
-    from qa_jax.data.synthetic import speak
+    from qa_jax.demo.synthetic import speak
     from qa_jax.errors import InputError
 
     man, woman = (speak("turn on the light", Voice(v)) for v in ("m1", "f1"))

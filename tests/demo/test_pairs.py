@@ -13,7 +13,7 @@ from qa_jax.demo import corpus, pairs
 
 
 def test_pairs_of_a_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clips = corpus.plan("train", 0, 0.05)
+    clips = corpus.plan_clips("train", 0, 0.05)
     rows = [
         corpus.chat_row(c.path, question, answer)
         for c in clips
@@ -49,7 +49,7 @@ def test_wrong_answers_are_wrong() -> None:
     for answer in ("the opposite of hot is cold", "the cow says moo", "a man", "music", "no"):
         worse = pairs._wrong_answer if " " in answer and "man" not in answer else pairs._wrong_label
         assert all(worse(answer, rng) != answer for _ in range(50))
-    heard = [pairs._misheard("turn on the light", rng).split() for _ in range(20)]
+    heard = [pairs._wrong_transcript("turn on the light", rng).split() for _ in range(20)]
     differ = [
         sum(a != b for a, b in zip(h, ["turn", "on", "the", "light"], strict=True)) for h in heard
     ]

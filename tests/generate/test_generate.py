@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import qa_jax
+from qa_jax.config import SamplingConfig, from_generation_config
 from qa_jax.errors import InputError
-from qa_jax.generate import Sampling, from_generation_config
-from qa_jax.generate.sampling import choose, warp
+from qa_jax.generate.sampling import apply_temperature_top_k_top_p, sample_token
 from tests.conftest import sound
 
 CLIP = "<|audio_bos|><|AUDIO|><|audio_eos|>"
@@ -92,28 +92,34 @@ def test_chat(qa: qa_jax.LoadedModel) -> None:
 
 def test_top_k_and_top_p() -> None:
     logits = jnp.log(jnp.array([[0.5, 0.2, 0.15, 0.1, 0.05]]))
-    kept = lambda **k: np.isfinite(warp(logits, Sampling(temperature=1.0, **k)))[0].tolist()  # noqa: E731
+
+    def kept(**settings: float) -> list[bool]:
+        sampling = SamplingConfig(temperature=1.0, **settings)  # type: ignore[arg-type]
+        return np.isfinite(apply_temperature_top_k_top_p(logits, sampling))[0].tolist()
+
     assert kept(top_k=2) == [True, True, False, False, False]
     assert kept(top_p=0.69) == [True, True, False, False, False]
     assert kept(top_p=0.71) == [True, True, True, False, False]
     assert kept(top_p=1e-6) == [True, False, False, False, False]
-    np.testing.assert_allclose(warp(logits, Sampling(temperature=2.0)), logits / 2)
+    np.testing.assert_allclose(
+        apply_temperature_top_k_top_p(logits, SamplingConfig(temperature=2.0)), logits / 2
+    )
 
 
 def test_sampling_draws_by_probability() -> None:
     logits = jnp.log(jnp.array([[0.6, 0.3, 0.1]]))
     keys = jax.random.split(jax.random.key(0), 4000)
-    how = Sampling(temperature=1.0)
-    drawn = choose(jnp.repeat(logits, 4000, 0), None, jnp.int32(0), keys, how)
+    how = SamplingConfig(temperature=1.0)
+    drawn = sample_token(jnp.repeat(logits, 4000, 0), None, jnp.int32(0), keys, how)
     np.testing.assert_allclose(np.bincount(drawn) / 4000, [0.6, 0.3, 0.1], atol=0.03)
 
 
 def test_repetition_penalty_is_transformers() -> None:
     logits = jnp.array([[2.0, -1.0, 1.9]])
     seen = jnp.array([[True, True, False]])
-    how = Sampling(repetition_penalty=1.25)
-    assert int(choose(logits, seen, jnp.int32(0), jnp.zeros(1), how)[0]) == 2
-    assert int(choose(logits, seen & False, jnp.int32(0), jnp.zeros(1), how)[0]) == 0
+    how = SamplingConfig(repetition_penalty=1.25)
+    assert int(sample_token(logits, seen, jnp.int32(0), jnp.zeros(1), how)[0]) == 2
+    assert int(sample_token(logits, seen & False, jnp.int32(0), jnp.zeros(1), how)[0]) == 0
 
 
 def test_generation_config_is_honoured(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -124,7 +130,9 @@ def test_generation_config_is_honoured(tiny_checkpoint: Path, tmp_path: Path) ->
         "repetition_penalty": 1.1, "eos_token_id": [2, 3], "max_new_tokens": 7,
     }  # fmt: skip
     (directory / "generation_config.json").write_text(json.dumps(raw))
-    assert qa_jax.load(directory).defaults == Sampling(7, 0, 0.7, 20, 0.5, 1.1, (2, 3))
+    assert qa_jax.load(directory).default_sampling == SamplingConfig(
+        7, 0, 0.7, 20, 0.5, 1.1, (2, 3)
+    )
     assert from_generation_config({**raw, "do_sample": False}).get("temperature") is None
     assert from_generation_config({"do_sample": True})["top_k"] == 50
 
@@ -132,7 +140,7 @@ def test_generation_config_is_honoured(tiny_checkpoint: Path, tmp_path: Path) ->
 def test_without_generation_config_turns_end(qa: qa_jax.LoadedModel) -> None:
     tokenizer = qa.processor.tokenizer
     ends = (tokenizer.id_of("<|im_end|>"), tokenizer.id_of("<|endoftext|>"))
-    assert qa.defaults.stop_ids == ends and qa.defaults.temperature == 0
+    assert qa.default_sampling.stop_ids == ends and qa.default_sampling.temperature == 0
 
 
 @pytest.mark.parametrize(
@@ -141,7 +149,7 @@ def test_without_generation_config_turns_end(qa: qa_jax.LoadedModel) -> None:
         (dict(top_p=0.0), "top_p: 0.0 is out of range"),
         (dict(temperature=-1), "temperature: -1 is out of range"),
         (dict(max_new_tokens=0), "max_new_tokens"),
-        (dict(max_tokens=5), "max_tokens: no such setting of generation"),
+        (dict(max_tokens=5), "max_tokens: no such generation setting"),
         (dict(max_new_tokens=5000), "positions, the model has 1024"),
     ],
 )

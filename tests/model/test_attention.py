@@ -8,38 +8,41 @@ import numpy as np
 import pytest
 
 from qa_jax.config import MeshConfig
-from qa_jax.model import Visible, attention, kernels
+from qa_jax.model import AttentionMask
+from qa_jax.model.attention import chunked, dot_product_attention
+from qa_jax.model.attention.chunked import chunked_attention
+from qa_jax.model.attention.splash import splash_attention
 from qa_jax.parallel import make_mesh
 
 B, T, N, K, H = 4, 13, 4, 2, 8
 
 
-def inputs(dtype: str = "float64") -> tuple[jax.Array, jax.Array, jax.Array, Visible]:
+def inputs(dtype: str = "float64") -> tuple[jax.Array, jax.Array, jax.Array, AttentionMask]:
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.standard_normal((B, T, n, H)), dtype) for n in (N, K, K))
     segments = np.ones((B, T), np.int32)
     segments[1, 5:] = 2  # two texts in a row
     segments[2, 9:] = 0  # padding at the end
     segments[3, :4] = 0  # and at the start
-    return q, k, v, Visible(jnp.asarray(segments), jnp.asarray(segments))
+    return q, k, v, AttentionMask(jnp.asarray(segments), jnp.asarray(segments))
 
 
-def plain(q: jax.Array, k: jax.Array, v: jax.Array, visible: Visible) -> jax.Array:
+def plain(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttentionMask) -> jax.Array:
     k, v = (jnp.repeat(x, N // K, axis=2) for x in (k, v))
-    mask = visible.queries[:, :, None] == visible.keys[:, None]
-    mask &= visible.keys[:, None] > 0
-    if visible.causal:
-        mask &= jnp.tril(jnp.ones((T, T), bool))
-    scores = jnp.where(mask[:, None], jnp.einsum("btnh,bsnh->bnts", q, k), -1e30)
+    dense = mask.q_segment_ids[:, :, None] == mask.kv_segment_ids[:, None]
+    dense &= mask.kv_segment_ids[:, None] > 0
+    if mask.is_causal:
+        dense &= jnp.tril(jnp.ones((T, T), bool))
+    scores = jnp.where(dense[:, None], jnp.einsum("btnh,bsnh->bnts", q, k), -1e30)
     return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(scores, -1), v)
 
 
-def gradients(attend, q, k, v, visible: Visible):  # type: ignore[no-untyped-def]
+def gradients(attend, q, k, v, mask: AttentionMask):  # type: ignore[no-untyped-def]
     """The output where it may be used, and what comes back of it."""
-    used = (visible.queries > 0)[:, :, None, None]
+    used = (mask.q_segment_ids > 0)[:, :, None, None]
 
     def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-        out = jnp.where(used, attend(q, k, v, visible), 0)
+        out = jnp.where(used, attend(q, k, v, mask), 0)
         return jnp.sum(jnp.sin(out)), out
 
     (_, out), grads = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(q, k, v)
@@ -51,25 +54,25 @@ def gradients(attend, q, k, v, visible: Visible):  # type: ignore[no-untyped-def
 def test_pieces_of_any_size_are_the_formula(
     monkeypatch: pytest.MonkeyPatch, causal: bool, limit: int
 ) -> None:
-    monkeypatch.setattr(attention, "_PIECE", {"cpu": limit})
+    monkeypatch.setattr(chunked, "_MAX_SCORES_PER_CHUNK", {"cpu": limit})
     with jax.enable_x64(True):
-        q, k, v, visible = inputs()
-        visible = visible._replace(causal=causal)
-        got = gradients(attention.attend, q, k, v, visible)
-        for a, b in zip(got, gradients(plain, q, k, v, visible), strict=True):
+        q, k, v, mask = inputs()
+        mask = mask._replace(is_causal=causal)
+        got = gradients(dot_product_attention, q, k, v, mask)
+        for a, b in zip(got, gradients(plain, q, k, v, mask), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-12)
 
 
 @pytest.mark.parametrize("limit", [2**20, T * T])
 def test_every_device_attends_for_itself(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    monkeypatch.setattr(attention, "_PIECE", {"cpu": limit})
-    q, k, v, visible = inputs("float32")
-    expected = gradients(plain, q, k, v, visible)
+    monkeypatch.setattr(chunked, "_MAX_SCORES_PER_CHUNK", {"cpu": limit})
+    q, k, v, mask = inputs("float32")
+    expected = gradients(plain, q, k, v, mask)
     with jax.set_mesh(make_mesh(MeshConfig(2, 2, 2))):
-        step = jax.jit(lambda q, k, v: gradients(attention.attend, q, k, v, visible))
+        step = jax.jit(lambda q, k, v: gradients(dot_product_attention, q, k, v, mask))
         for a, b in zip(step(q, k, v), expected, strict=True):
             np.testing.assert_allclose(a, b, atol=2e-6 * np.abs(b).max())
-        text = jax.jit(lambda: attention.attend(q, k, v, visible)).lower().compile().as_text()
+        text = jax.jit(lambda: dot_product_attention(q, k, v, mask)).lower().compile().as_text()
     assert "all-gather" not in text and "all-reduce" not in text
 
 
@@ -83,16 +86,16 @@ def test_the_tpus_kernel_is_the_formula(causal: bool) -> None:
     segments = np.ones((2, t), np.int32)
     segments[0, 70:] = 2
     segments[1, 150:] = 0
-    visible = Visible(jnp.asarray(segments), jnp.asarray(segments), causal)
+    mask = AttentionMask(jnp.asarray(segments), jnp.asarray(segments), causal)
 
-    def by_kernel(q: jax.Array, k: jax.Array, v: jax.Array, visible: Visible) -> jax.Array:
-        return kernels.splash(q, k, v, visible, interpret=True)
+    def by_kernel(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttentionMask) -> jax.Array:
+        return splash_attention(q, k, v, mask, interpret=True)
 
-    def whole(q: jax.Array, k: jax.Array, v: jax.Array, visible: Visible) -> jax.Array:
-        return attention._in_pieces(q, k, v, visible, 2**24)
+    def whole(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttentionMask) -> jax.Array:
+        return chunked_attention(q, k, v, mask, 2**24)
 
-    got = jax.jit(lambda *x: gradients(by_kernel, *x, visible))(q, k, v)
-    expected = jax.jit(lambda *x: gradients(whole, *x, visible))(q, k, v)
+    got = jax.jit(lambda *x: gradients(by_kernel, *x, mask))(q, k, v)
+    expected = jax.jit(lambda *x: gradients(whole, *x, mask))(q, k, v)
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
 
@@ -102,15 +105,15 @@ def test_where_the_tpus_kernel_is_taken() -> None:
     pieces."""
     rng = np.random.default_rng(2)
     x = [jnp.asarray(rng.standard_normal((2, 128, 2, 8)), jnp.bfloat16) for _ in range(3)]
-    visible = Visible(*[jnp.ones((2, 128), jnp.int32)] * 2, causal=True)
+    mask = AttentionMask(*[jnp.ones((2, 128), jnp.int32)] * 2, is_causal=True)
 
-    def program(*arrays: jax.Array, by: str = "splash") -> str:
-        run = jax.jit(lambda *a: attention.attend(*a, visible, by=by))
+    def program(*arrays: jax.Array, implementation: str = "splash") -> str:
+        run = jax.jit(lambda *a: dot_product_attention(*a, mask, implementation=implementation))
         return run.lower(*arrays).as_text()
 
-    assert "splash" in program(*x) and "splash" not in program(*x, by="pieces")
+    assert "splash" in program(*x) and "splash" not in program(*x, implementation="chunked")
     assert "splash" not in program(*(a.astype(jnp.float32) for a in x))
     with jax.set_mesh(make_mesh(MeshConfig(2, 1, 2), jax.devices()[:4])):
-        many = jax.jit(lambda *a: attention.attend(*a, visible, by="splash"))(*x)
-    one = attention.attend(*x, visible, by="pieces")
+        many = jax.jit(lambda *a: dot_product_attention(*a, mask, implementation="splash"))(*x)
+    one = dot_product_attention(*x, mask, implementation="chunked")
     np.testing.assert_allclose(many.astype(np.float32), one.astype(np.float32), atol=0.03)

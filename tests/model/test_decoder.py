@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from qa_jax.config import ModelConfig
-from qa_jax.model import KVCache, TextDecoder, Visible, bind, initialize, unstack
-from qa_jax.model.layers import rotate
+from qa_jax.model import AttentionMask, KVCache, TextDecoder, bind, initialize, unstack
+from qa_jax.model.layers import apply_rope
 
 
 @pytest.mark.parametrize(("kv_heads", "apart"), [(1, False), (2, False), (2, True), (4, False)])
@@ -26,7 +26,7 @@ def test_cache_equals_whole_rows(tiny: ModelConfig, kv_heads: int, tied: bool, a
     x = jax.random.normal(jax.random.key(2), (b, t, config.hidden_size))
     positions = jnp.broadcast_to(jnp.arange(t), (b, t))
     ones = jnp.ones((b, t), jnp.int32)
-    causal = Visible(ones, ones, causal=True)
+    causal = AttentionMask(ones, ones, is_causal=True)
     whole = decoder.logits(decoder(x, positions, causal)[0])
 
     decoder = bind(model)(unstack(model, params) if apart else params)
@@ -38,13 +38,13 @@ def test_cache_equals_whole_rows(tiny: ModelConfig, kv_heads: int, tied: bool, a
     hidden, cache = decoder(
         x[:, :prompt],
         positions[:, :prompt],
-        Visible(ones[:, :prompt], filled(prompt), causal=True),
+        AttentionMask(ones[:, :prompt], filled(prompt), is_causal=True),
         cache,
     )
     parts = [hidden]
     for i in range(prompt, t):
-        visible = Visible(ones[:, :1], filled(i + 1))
-        hidden, cache = decoder(x[:, i : i + 1], positions[:, i : i + 1], visible, cache, i)
+        mask = AttentionMask(ones[:, :1], filled(i + 1))
+        hidden, cache = decoder(x[:, i : i + 1], positions[:, i : i + 1], mask, cache, i)
         parts.append(hidden)
     cached = decoder.logits(jnp.concatenate(parts, axis=1))
     np.testing.assert_allclose(cached, whole, atol=2e-5)
@@ -55,11 +55,11 @@ def test_rotation_keeps_only_relative_positions() -> None:
     positions = jnp.arange(6)[None]
 
     def scores(shift: int) -> jax.Array:
-        rotated_q, rotated_k = (rotate(x, positions + shift, 10_000.0) for x in (q, k))
+        rotated_q, rotated_k = (apply_rope(x, positions + shift, 10_000.0) for x in (q, k))
         return jnp.einsum("BTNH,BSNH->BTS", rotated_q, rotated_k)
 
     np.testing.assert_allclose(scores(0), scores(11), atol=1e-4)
-    np.testing.assert_allclose(rotate(q, positions, 1e4)[:, 0], q[:, 0], atol=1e-6)
+    np.testing.assert_allclose(apply_rope(q, positions, 1e4)[:, 0], q[:, 0], atol=1e-6)
 
 
 def test_scan_and_unrolled_layers_agree(tiny: ModelConfig) -> None:
@@ -70,11 +70,11 @@ def test_scan_and_unrolled_layers_agree(tiny: ModelConfig) -> None:
     params = initialize(model, jax.random.key(3))
     x = jax.random.normal(jax.random.key(4), (1, 7, tiny.text.hidden_size))
     positions, ones = jnp.arange(7)[None], jnp.ones((1, 7), jnp.int32)
-    visible = Visible(ones, ones, causal=True)
-    scanned, _ = bind(model)(params)(x, positions, visible)
+    mask = AttentionMask(ones, ones, is_causal=True)
+    scanned, _ = bind(model)(params)(x, positions, mask)
     layer = bind(DecoderLayer(tiny.text))
     for i in range(tiny.text.num_hidden_layers):
-        x, _ = layer(jax.tree.map(lambda p, i=i: p[i], params["layers"]))(x, positions, visible)
+        x, _ = layer(jax.tree.map(lambda p, i=i: p[i], params["layers"]))(x, positions, mask)
     np.testing.assert_allclose(bind(model)(params).norm(x), scanned, atol=1e-5)
 
 
@@ -82,12 +82,12 @@ def test_scan_and_unrolled_layers_agree(tiny: ModelConfig) -> None:
 def test_remat_changes_no_gradient(tiny: ModelConfig, remat: str) -> None:
     x = jax.random.normal(jax.random.key(5), (1, 7, tiny.text.hidden_size))
     positions, ones = jnp.arange(7)[None], jnp.ones((1, 7), jnp.int32)
-    visible = Visible(ones, ones, causal=True)
+    mask = AttentionMask(ones, ones, is_causal=True)
     params = initialize(TextDecoder(tiny.text), jax.random.key(6))
 
     def gradient(remat: str) -> dict:
         model = bind(TextDecoder(tiny.text, remat=remat))
-        return jax.grad(lambda p: jnp.sum(model(p)(x, positions, visible)[0] ** 2))(params)
+        return jax.grad(lambda p: jnp.sum(model(p)(x, positions, mask)[0] ** 2))(params)
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),

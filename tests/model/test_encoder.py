@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qa_jax.config import AudioConfig, conv_length, token_count, valid_frames
+from qa_jax.config import AudioConfig, conv_length, num_audio_tokens, num_frames
 from qa_jax.model import AudioEncoder, bind, initialize
 
 CONFIG = AudioConfig(
@@ -33,7 +33,7 @@ def test_bucket_equals_thirty_seconds(in_float64) -> None:  # type: ignore[no-un
     whole = np.asarray(encode(log_mel, frames))
     bucket = np.asarray(encode(log_mel[:, :408], frames))
     assert whole.dtype == np.float64
-    for i, n in enumerate(token_count(frames)):
+    for i, n in enumerate(num_audio_tokens(frames)):
         assert np.abs(whole[i, :n] - bucket[i, :n]).max() < 1e-12
 
 
@@ -63,13 +63,13 @@ def test_a_filler_clip_is_finite(in_float64) -> None:  # type: ignore[no-untyped
      (479_841, 750), (480_000, 750)],
 )  # fmt: skip
 def test_token_counts(samples: int, tokens: int) -> None:
-    assert token_count(valid_frames(samples)) == tokens
+    assert num_audio_tokens(num_frames(samples)) == tokens
 
 
 def test_lengths_follow_the_reference_formulas() -> None:
     frames = np.arange(1, 3001)
     assert (conv_length(frames) == (frames - 1) // 2 + 1).all()
-    assert (token_count(frames) == ((frames - 1) // 2 + 1 - 2) // 2 + 1).all()
+    assert (num_audio_tokens(frames) == ((frames - 1) // 2 + 1 - 2) // 2 + 1).all()
 
 
 def test_bad_lengths_are_refused() -> None:

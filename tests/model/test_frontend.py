@@ -14,15 +14,15 @@ from qa_jax.data import load_audio
 from qa_jax.errors import InputError
 from qa_jax.model import LogMel
 from qa_jax.model.frontend import (
-    from_power,
+    log_mel_from_power,
     mel_filters,
-    power_by_products,
-    power_by_transform,
+    power_spectrum_fft,
+    power_spectrum_matmul,
 )
 from tests.conftest import sound
 
 FULL = 480_000
-POWERS = {"transform": power_by_transform, "products": power_by_products}
+POWERS = {"transform": power_spectrum_fft, "products": power_spectrum_matmul}
 
 
 def exact(wave: np.ndarray, bins: int) -> np.ndarray:
@@ -40,7 +40,7 @@ def ours(wave: np.ndarray, bins: int, samples: int = FULL, power: str = "") -> n
     """By one of the two ways, or by that of this platform."""
     x = np.zeros((1, samples), np.float32)
     x[0, : wave.size] = wave
-    front = (lambda x: from_power(POWERS[power](x), bins)) if power else LogMel(bins)
+    front = (lambda x: log_mel_from_power(POWERS[power](x), bins)) if power else LogMel(bins)
     return np.asarray(jax.jit(front)(x))[0]
 
 

@@ -11,20 +11,21 @@ import numpy as np
 import pytest
 
 from qa_jax import hf
-from qa_jax.config import ModelConfig, OptimizerConfig, preset
+from qa_jax.config import ModelConfig, OptimizerConfig, RunConfig, SamplingConfig, preset
 from qa_jax.data import TrainBatch
-from qa_jax.generate import Sampling
 from qa_jax.generate.engine import Engine
 from qa_jax.generate.inputs import ModelInputs
-from qa_jax.model import Audio, Qwen2Audio, bind, count_parameters, declarations, initialize, split
-from qa_jax.model.qwen2_audio import place_audio
-from qa_jax.train.objectives import answers
-from qa_jax.train.optimizer import make_optimizer, schedule, trainable
-from qa_jax.train.step import TrainState, make_step
+from qa_jax.model import AudioInput, Qwen2Audio, bind, count_parameters, initialize, param_specs
+from qa_jax.model.qwen2_audio import merge_audio_embeddings
+from qa_jax.train.models import make_models
+from qa_jax.train.objectives import make_objective
+from qa_jax.train.optimizer import make_optimizer, make_schedule, make_trainable_mask
+from qa_jax.train.step import TrainState, make_train_step
+from qa_jax.trees import partition
 
 
-@pytest.mark.parametrize("groups", [1, 2])
-def test_placing_is_the_obvious_loop(groups: int) -> None:
+@pytest.mark.parametrize("num_shards", [1, 2])
+def test_placing_is_the_obvious_loop(num_shards: int) -> None:
     rng = np.random.default_rng(0)
     counts = np.array([3, 0, 4, 2, 1, 0])
     rows = [[0, 1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0, 1, 0], [0] * 8]
@@ -33,8 +34,12 @@ def test_placing_is_the_obvious_loop(groups: int) -> None:
     expected = embeds.copy()
     pieces = np.concatenate([audio[a, :n] for a, n in enumerate(counts)])
     expected[is_audio] = pieces
-    placed = place_audio(
-        jnp.asarray(embeds), jnp.asarray(is_audio), jnp.asarray(audio), jnp.asarray(counts), groups
+    placed = merge_audio_embeddings(
+        jnp.asarray(embeds),
+        jnp.asarray(is_audio),
+        jnp.asarray(audio),
+        jnp.asarray(counts),
+        num_shards,
     )
     np.testing.assert_allclose(placed, expected, rtol=1e-6)
 
@@ -42,7 +47,7 @@ def test_placing_is_the_obvious_loop(groups: int) -> None:
 def test_padding_on_either_side_changes_nothing(tiny: ModelConfig) -> None:
     model = Qwen2Audio(tiny)
     params = initialize(model, jax.random.key(0))
-    audio = Audio(
+    audio = AudioInput(
         jnp.asarray(np.random.default_rng(0).standard_normal((1, 12, 80))), jnp.array([8])
     )
     row = np.array([9, 6, 6, 11, 12])
@@ -79,20 +84,25 @@ def test_full_size_training_step_traces() -> None:
     config = preset("qwen2_audio_7b")
     model = Qwen2Audio(config)
     params = jax.eval_shape(lambda: initialize(model, jax.random.key(0)))
-    settings = OptimizerConfig(accumulate=2)
-    optimizer, trained = make_optimizer(settings, 2, model), trainable(model, settings.freeze)
-    moving, _ = split(params, trained)
+    settings = OptimizerConfig(grad_accum_steps=2)
+    optimizer, mask = (
+        make_optimizer(settings, 2, model),
+        make_trainable_mask(model, settings.freeze),
+    )
+    trainable, _ = partition(params, mask)
     state = TrainState(
-        jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer.init, moving)
+        jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer.init, trainable)
     )
     batch = TrainBatch(
         tokens=jax.ShapeDtypeStruct((2, 2, 512), jnp.int32),
-        segments=jax.ShapeDtypeStruct((2, 2, 512), np.int32),
-        weights=jax.ShapeDtypeStruct((2, 2, 512), jnp.float32),
-        signal=jax.ShapeDtypeStruct((2, 2, 1004 * 160), jnp.float32),
-        frames=jax.ShapeDtypeStruct((2, 2), jnp.int32),
+        segment_ids=jax.ShapeDtypeStruct((2, 2, 512), np.int32),
+        loss_weights=jax.ShapeDtypeStruct((2, 2, 512), jnp.float32),
+        waveform=jax.ShapeDtypeStruct((2, 2, 1004 * 160), jnp.float32),
+        num_frames=jax.ShapeDtypeStruct((2, 2), jnp.int32),
     )
-    step = make_step(answers(model), optimizer, trained, schedule(settings, 2))
+    run = RunConfig(model=config)
+    objective = make_objective(run, make_models(config, run.lora), 1)
+    step = make_train_step(objective, optimizer, mask, make_schedule(settings, 2))
     for _ in range(2):
         after, metrics = jax.eval_shape(step, state, batch)
         assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
@@ -108,24 +118,24 @@ def test_full_size_generation_traces() -> None:
     engine = Engine(config, params)
     inputs = ModelInputs(
         tokens=jax.ShapeDtypeStruct((1, 832), jnp.int32),
-        valid=jax.ShapeDtypeStruct((1, 832), bool),
-        signal=jax.ShapeDtypeStruct((1, 480_000), jnp.float32),
-        frames=jax.ShapeDtypeStruct((1,), jnp.int32),
+        attention_mask=jax.ShapeDtypeStruct((1, 832), bool),
+        waveform=jax.ShapeDtypeStruct((1, 480_000), jnp.float32),
+        num_frames=jax.ShapeDtypeStruct((1,), jnp.int32),
     )
-    how = Sampling(max_new_tokens=64, stop_ids=(151_645,))
-    state = jax.eval_shape(lambda p, i: engine._prefill_of(p, i, 64, how), params, inputs)
+    sampling = SamplingConfig(max_new_tokens=64, stop_ids=(151_645,))
+    state = jax.eval_shape(lambda p, i: engine.prefill(p, i, 64, sampling), params, inputs)
     assert state.cache.k.shape == (32, 1, 896, 32, 128)
     after = jax.eval_shape(
-        lambda p, s: engine._decode_until(p, s, jnp.int32(64), 832, how), params, state
+        lambda p, s: engine._decode_until(p, s, jnp.int32(64), 832, sampling), params, state
     )
     assert after.tokens.shape == (1, 64)
 
 
 def test_every_parameter_names_its_axes(tiny: ModelConfig) -> None:
-    from qa_jax.parallel import RULES
+    from qa_jax.parallel import LOGICAL_AXIS_RULES
 
-    for path, declared in declarations(Qwen2Audio(tiny)).items():
-        assert set(declared.axes) <= {*RULES, "time"}, path
+    for path, declared in param_specs(Qwen2Audio(tiny)).items():
+        assert set(declared.axes) <= {*LOGICAL_AXIS_RULES, "time"}, path
 
 
 def test_initial_values_do_not_depend_on_neighbours(tiny: ModelConfig) -> None:

@@ -9,15 +9,15 @@ from jax.sharding import PartitionSpec as P
 
 from qa_jax.config import MeshConfig, preset
 from qa_jax.errors import InputError
-from qa_jax.model import Qwen2Audio, declarations
-from qa_jax.parallel import batch_shards, constrain, make_mesh, partition_spec
+from qa_jax.model import Qwen2Audio, param_specs
+from qa_jax.parallel import constrain, make_mesh, num_batch_shards, partition_spec
 
 
 def test_sizes() -> None:
     assert dict(make_mesh(MeshConfig()).shape) == {"data": 1, "fsdp": 8, "tensor": 1}
     mesh = make_mesh(MeshConfig(data=2, fsdp=-1, tensor=2))
     assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
-    assert batch_shards(mesh) == 4 and batch_shards(None) == 1
+    assert num_batch_shards(mesh) == 4 and num_batch_shards(None) == 1
     for sizes in ((3, 1, 1), (-1, -1, 1), (3, -1, 1), (0, 1, 1)):
         with pytest.raises(InputError, match="mesh: "):
             make_mesh(MeshConfig(*sizes))
@@ -28,7 +28,7 @@ def test_specs() -> None:
     assert partition_spec(("embed", "mlp"), (8, 6), mesh, "x") == P("fsdp", "tensor")
     assert partition_spec(("batch", "time"), (8, 6), mesh, "x") == P(("data", "fsdp"), None)
     assert partition_spec(("embed", "mlp"), (8, 6), {"fsdp": 1}, "x") == P(None, None)
-    with pytest.raises(InputError, match="x: axis 'mlp' of 5 cannot be cut 2 ways"):
+    with pytest.raises(InputError, match="x: axis 'mlp' of 5 cannot be sharded over 2 devices"):
         partition_spec(("embed", "mlp"), (8, 5), mesh, "x")
     with pytest.raises(InputError, match="twice"):
         partition_spec(("embed", "batch"), (8, 8), mesh, "x")
@@ -38,7 +38,7 @@ def test_specs() -> None:
 def test_the_released_model_fits_usual_meshes(tensor: int) -> None:
     """Its 20 encoder heads hinder no tensor axis: they are not cut."""
     mesh = {"data": 2, "fsdp": 16, "tensor": tensor}
-    for path, d in declarations(Qwen2Audio(preset("qwen2_audio_7b"))).items():
+    for path, d in param_specs(Qwen2Audio(preset("qwen2_audio_7b"))).items():
         partition_spec(d.axes, d.shape, mesh, "/".join(path))
 
 
@@ -48,5 +48,5 @@ def test_constraints_need_a_mesh_to_act() -> None:
     with jax.set_mesh(make_mesh(MeshConfig(2, 4, 1))):
         y = jax.jit(lambda x: constrain(x, "batch", "time", "act_embed"))(x)
         assert y.addressable_shards[0].data.shape == (1, 4, 2)
-        with pytest.raises(InputError, match="cannot be cut 8 ways"):
+        with pytest.raises(InputError, match="cannot be sharded over 8 devices"):
             jax.jit(lambda x: constrain(x, "batch", "time", "act_embed"))(x[:5])

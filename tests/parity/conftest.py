@@ -139,10 +139,10 @@ def by_our_paths(model: Any, of: Callable[[Any], Any]) -> dict[tuple[str, ...], 
     parameters = dict(model.named_parameters())
     found: dict[tuple[str, ...], list[np.ndarray]] = {}
     for name, tensor in hf.tensor_map(from_hf(model.config.to_dict())).items():
-        if not tensor.copy_of_tied:
+        if not tensor.is_tied_copy:
             x = of(parameters[hf.in_memory_name(name)])
             x = np.zeros(tensor.hf_shape) if x is None else x.detach().numpy()
-            found.setdefault(tensor.path, []).append(tensor.to_ours(x))
+            found.setdefault(tensor.path, []).append(tensor.from_hf(x))
     return {path: np.stack(each) for path, each in found.items()}
 
 

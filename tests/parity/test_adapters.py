@@ -15,8 +15,10 @@ import pytest
 from qa_jax import checkpoint, hf, load
 from qa_jax.cli import main
 from qa_jax.config import LoraConfig
-from qa_jax.generate.inputs import prepare
-from qa_jax.model import Audio, Qwen2Audio, adapt, bind, flatten, join
+from qa_jax.generate.inputs import prepare_inputs
+from qa_jax.lora import add_lora
+from qa_jax.model import AudioInput, Qwen2Audio, bind
+from qa_jax.trees import flatten_dict, merge_trees
 from tests.parity.conftest import as_torch, random_batch, random_reference, relative_error, save
 
 CASES: dict[str, dict[str, Any]] = {
@@ -111,25 +113,25 @@ def test_an_adapted_model_and_its_gradients(case: str, tmp_path: Path) -> None:
 
     qa = load(base)
     adapter = hf.read_peft(tmp_path / "peft", qa.config)
-    expected = flatten(hf.read_peft(tmp_path / "gradients", qa.config).params)
+    expected = flatten_dict(hf.read_peft(tmp_path / "gradients", qa.config).params)
     rank, scale = CASES[case]["r"], next(iter(adapter.scales.values()))
     stabilized = bool(CASES[case].get("use_rslora"))
-    lora = LoraConfig(LAYERS[case], rank, 8.0, rank_stabilized=stabilized, base="float32")
+    lora = LoraConfig(LAYERS[case], rank, 8.0, use_rslora=stabilized, base_dtype="float32")
     assert lora.scale == pytest.approx(scale)
     model = Qwen2Audio(qa.config)
-    assert set(adapt(model, lora)) == set(adapter.scales)
-    bound, inputs = bind(model), prepare(batch, qa.config, token_multiple=1)
+    assert set(add_lora(model, lora)) == set(adapter.scales)
+    bound, inputs = bind(model), prepare_inputs(batch, qa.config, token_multiple=1)
 
     def of(low: Any) -> tuple[Any, Any]:
-        m = bound(join(qa.params, low))
-        audio = Audio(inputs.signal, inputs.frames)
-        logits = m.logits(m(inputs.tokens, inputs.valid, audio)[0])
-        return jnp.sum(jax.nn.logsumexp(logits, axis=-1) * inputs.valid), logits
+        m = bound(merge_trees(qa.params, low))
+        audio = AudioInput(inputs.waveform, inputs.num_frames)
+        logits = m.logits(m(inputs.tokens, inputs.attention_mask, audio)[0])
+        return jnp.sum(jax.nn.logsumexp(logits, axis=-1) * inputs.attention_mask), logits
 
     low = jax.tree.map(jnp.asarray, adapter.params)
     (_, logits), gradients = jax.jit(jax.value_and_grad(of, has_aux=True))(low)
     assert relative_error(np.asarray(logits)[valid], out.detach().numpy()[valid]) < 1e-5
-    for path, gradient in flatten(gradients).items():
+    for path, gradient in flatten_dict(gradients).items():
         assert relative_error(np.asarray(gradient), expected[path]) < 1e-5, path
 
 

@@ -14,9 +14,10 @@ import pytest
 
 import qa_jax
 from qa_jax.data import TrainBatch
-from qa_jax.generate.inputs import prepare
-from qa_jax.model import Qwen2Audio, bind, flatten
+from qa_jax.generate.inputs import prepare_inputs
+from qa_jax.model import Qwen2Audio, bind
 from qa_jax.train.objectives import next_token_loss
+from qa_jax.trees import flatten_dict
 from tests.parity.conftest import (
     as_torch,
     by_our_paths,
@@ -103,28 +104,28 @@ def labels_of(batch: dict) -> np.ndarray:
 
 
 def our_run(qa: qa_jax.LoadedModel, batch: dict) -> dict[str, Any]:
-    inputs = prepare(batch, qa.config, token_multiple=1)
+    inputs = prepare_inputs(batch, qa.config, token_multiple=1)
     bound = bind(Qwen2Audio(qa.config))
     train = TrainBatch(
         tokens=inputs.tokens,
-        segments=inputs.valid.astype(np.int32),
-        weights=(labels_of(batch) >= 0).astype(qa.params["decoder"]["norm"]["scale"].dtype),
-        signal=inputs.signal,
-        frames=inputs.frames,
+        segment_ids=inputs.attention_mask.astype(np.int32),
+        loss_weights=(labels_of(batch) >= 0).astype(qa.params["decoder"]["norm"]["scale"].dtype),
+        waveform=inputs.waveform,
+        frames=inputs.num_frames,
     )
 
     def loss(params: Any) -> jax.Array:
-        sums = next_token_loss(bound(params), train)
-        return sums.loss / sums.weight
+        out = next_token_loss(bound(params), train)
+        return out.loss / out.weight
 
     value, gradients = jax.jit(jax.value_and_grad(loss))(qa.params)
-    mel = jnp.asarray(inputs.signal, qa.config.dtype)
-    encoded = jax.jit(lambda p: bound(p).encoder(mel, inputs.frames))(qa.params)
+    mel = jnp.asarray(inputs.waveform, qa.config.dtype)
+    encoded = jax.jit(lambda p: bound(p).encoder(mel, inputs.num_frames))(qa.params)
     return {
         "encoder": np.asarray(encoded),
         "logits": qa.logits(batch),
         "loss": float(value),
-        "gradients": {p: np.asarray(g) for p, g in flatten(gradients).items()},
+        "gradients": {p: np.asarray(g) for p, g in flatten_dict(gradients).items()},
     }
 
 

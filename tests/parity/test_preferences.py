@@ -15,13 +15,14 @@ import optax
 import pytest
 
 from qa_jax import load
-from qa_jax.config import OptimizerConfig, PreferenceConfig, RunConfig, TrainConfig, valid_frames
+from qa_jax.config import DPOConfig, OptimizerConfig, RunConfig, TrainConfig, num_frames
 from qa_jax.data import TrainBatch, load_audio
-from qa_jax.model import bind, flatten, split
-from qa_jax.train.objectives import answer_log_probs
-from qa_jax.train.optimizer import make_optimizer, trainable
-from qa_jax.train.setup import make_models, make_run_step
+from qa_jax.model import bind
+from qa_jax.train.objectives import completion_log_probs, make_objective
+from qa_jax.train.optimizer import make_optimizer, make_trainable_mask
+from qa_jax.train.run import make_models, make_run_step
 from qa_jax.train.step import TrainState
+from qa_jax.trees import flatten_dict, partition
 from tests.conftest import sound
 from tests.parity.conftest import by_our_paths, random_reference, save
 
@@ -56,7 +57,7 @@ def make_pairs(vocab: int, seed: int, asked: tuple[int, ...]) -> Pairs:
         for _ in range(clips):
             wave = some[rng.integers(2)][: int(rng.integers(8_000, 16_000))]
             waves.append(wave)
-            count = ((valid_frames(wave.size) - 1) // 2 + 1) // 2
+            count = ((num_frames(wave.size) - 1) // 2 + 1) // 2
             prompt += [80] * count + rng.integers(0, 80, 2).tolist()
         prompts.append(prompt)
     rows = [(p, rng.integers(81, vocab, rng.integers(3, 9)).tolist()) for p in prompts * 2]
@@ -152,7 +153,7 @@ def our_batch(one: Pairs) -> TrainBatch:
     signal = np.zeros((len(one.waves), -(-longest // 640) * 640 + 640), np.float32)
     for row, wave in zip(signal, one.waves, strict=True):
         row[: wave.size] = wave
-    frames = np.array([valid_frames(w.size) for w in one.waves], np.int32)
+    frames = np.array([num_frames(w.size) for w in one.waves], np.int32)
     made = TrainBatch(
         one.tokens.astype(np.int32),
         one.mask.astype(np.int32),
@@ -163,7 +164,7 @@ def our_batch(one: Pairs) -> TrainBatch:
     return jax.tree.map(lambda x: x[None], made)
 
 
-def ours(directory: Path, data: list[Pairs], preference: PreferenceConfig) -> dict[str, Any]:
+def ours(directory: Path, data: list[Pairs], dpo: DPOConfig) -> dict[str, Any]:
     """Our log of every step, and its gradients."""
     qa = load(directory)
     config = RunConfig(
@@ -171,32 +172,35 @@ def ours(directory: Path, data: list[Pairs], preference: PreferenceConfig) -> di
         optimizer=OptimizerConfig(
             peak_lr=RATE,
             warmup_steps=0,
-            final_lr=1.0,
+            final_lr_fraction=1.0,
             eps=EPS,
             weight_decay=0.0,
-            clip_norm=0.0,
+            clip_global_norm=0.0,
             freeze=("encoder/embed_positions",),
         ),
-        preference=preference,
-        train=TrainConfig(objective="preferences", init=str(directory)),
+        dpo=dpo,
+        train=TrainConfig(objective="dpo", init_from=str(directory)),
     )
     models = make_models(qa.config, config.lora)
-    optimizer = make_optimizer(config.optimizer, config.train.steps, models.model)
-    step = jax.jit(make_run_step(config, models, optimizer, 1))
-    moving, _ = split(qa.params, trainable(models.model, config.optimizer.freeze))
+    objective = make_objective(config, models, 1)
+    optimizer = make_optimizer(config.optimizer, config.train.steps, models.policy)
+    step = jax.jit(make_run_step(config, models, objective, optimizer))
+    moving, _ = partition(qa.params, make_trainable_mask(models.policy, config.optimizer.freeze))
     state = TrainState(jnp.zeros((), jnp.int32), qa.params, optimizer.init(moving))
 
-    log, moments = [], [flatten(jax.tree.map(jnp.zeros_like, moving))]
+    log, moments = [], [flatten_dict(jax.tree.map(jnp.zeros_like, moving))]
     for one in data:
         batch = our_batch(one)
-        if preference.reference == "store":
+        if dpo.reference == "precomputed":
             rows = jax.tree.map(lambda x: x[0], batch)
-            found = jnp.sum(answer_log_probs(bind(models.base)(qa.params), rows, 1, 2)[0], axis=1)
-            batch = batch._replace(reference=found[None])
+            found = jnp.sum(
+                completion_log_probs(bind(models.base)(qa.params), rows, 1, 2)[0], axis=1
+            )
+            batch = batch._replace(reference_log_probs=found[None])
         state, metrics = step(state, batch, qa.params)
         log.append({k: float(v) for k, v in metrics.items()})
-        every = optax.tree_utils.tree_get_all_with_path(state.optimizer, "mu")
-        moments.append(flatten(next(mu for _, mu in every if jax.tree.leaves(mu))))
+        every = optax.tree_utils.tree_get_all_with_path(state.opt_state, "mu")
+        moments.append(flatten_dict(next(mu for _, mu in every if jax.tree.leaves(mu))))
     # The first moment is a running mean of the gradients, which tells each of them.
     b1 = config.optimizer.b1
     gradients = [
@@ -206,14 +210,14 @@ def ours(directory: Path, data: list[Pairs], preference: PreferenceConfig) -> di
     return {"log": log, "gradients": gradients}
 
 
-LOSSES: dict[str, tuple[dict[str, Any], PreferenceConfig]] = {
-    "sigmoid": ({}, PreferenceConfig()),
+LOSSES: dict[str, tuple[dict[str, Any], DPOConfig]] = {
+    "sigmoid": ({}, DPOConfig()),
     "sigmoid per token": (
         {"loss_type": ["sigmoid_norm"], "beta": 0.5},
-        PreferenceConfig(per_token=True, beta=0.5),
+        DPOConfig(length_normalized=True, beta=0.5),
     ),
-    "hinge": ({"loss_type": ["hinge"]}, PreferenceConfig("hinge", reference="store")),
-    "ipo": ({"loss_type": ["ipo"]}, PreferenceConfig("ipo")),
+    "hinge": ({"loss_type": ["hinge"]}, DPOConfig("hinge", reference="precomputed")),
+    "ipo": ({"loss_type": ["ipo"]}, DPOConfig("ipo")),
 }
 
 

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qa_jax.data import ByteLevelBPE, Processor, load_audio, render
+from qa_jax.config import SamplingConfig
+from qa_jax.data import ByteLevelBPE, Processor, apply_chat_template, load_audio
 from qa_jax.errors import InputError
-from qa_jax.generate import Sampling
-from qa_jax.generate.sampling import warp
+from qa_jax.generate.sampling import apply_temperature_top_k_top_p
 from qa_jax.model import LogMel
 from tests.conftest import sound
 from tests.data.test_text import bpe_dir  # noqa: F401  (a fixture)
@@ -122,7 +122,7 @@ def test_chats(processors: tuple, name: str) -> None:
         for m in messages
     ]
     text = theirs.apply_chat_template(plain, add_generation_prompt=True, tokenize=False)
-    assert render(messages, add_generation_prompt=True).text == text
+    assert apply_chat_template(messages, add_generation_prompt=True).text == text
     clips = [
         p["audio"]
         for m in messages
@@ -133,7 +133,7 @@ def test_chats(processors: tuple, name: str) -> None:
     expected = theirs(
         text=text, audio=clips or None, sampling_rate=16_000, return_tensors="np", padding=True
     )
-    batch = mine.apply_chat(messages, add_generation_prompt=True)
+    batch = mine.apply_chat_template(messages, add_generation_prompt=True)
     np.testing.assert_array_equal(batch["input_ids"], expected["input_ids"])
     np.testing.assert_array_equal(batch["attention_mask"], expected["attention_mask"])
 
@@ -166,7 +166,9 @@ def test_sampling_knobs(knobs: dict, temperature: float) -> None:
         theirs = TopKLogitsWarper(knobs["top_k"])(None, theirs)
     if "top_p" in knobs:
         theirs = TopPLogitsWarper(knobs["top_p"])(None, theirs)
-    mine = warp(jnp.asarray(logits), Sampling(temperature=temperature, **knobs))
+    mine = apply_temperature_top_k_top_p(
+        jnp.asarray(logits), SamplingConfig(temperature=temperature, **knobs)
+    )
     np.testing.assert_allclose(mine, theirs.numpy(), rtol=1e-6)
 
 

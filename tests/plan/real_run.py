@@ -11,16 +11,17 @@ import json
 import jax
 import numpy as np
 
-from qa_jax.config import RunConfig, preset, token_count
+from qa_jax.config import RunConfig, num_audio_tokens, preset
 from qa_jax.data import TrainBatch
-from qa_jax.model import initialize, split
+from qa_jax.model import initialize
 from qa_jax.parallel import make_mesh
 from qa_jax.parallel.hardware import Chip
 from qa_jax.plan import Target, make_plan
 from qa_jax.plan.plan import lower_step
-from qa_jax.train.optimizer import make_optimizer, trainable
-from qa_jax.train.setup import make_models
+from qa_jax.train.optimizer import make_optimizer, make_trainable_mask
+from qa_jax.train.run import make_models
 from qa_jax.train.step import TrainState
+from qa_jax.trees import partition
 
 FRAMES, ROWS, TOKENS = 1004, 8, 640
 
@@ -43,18 +44,18 @@ def main() -> None:
     before = resident("VmRSS")
 
     models = make_models(model, config.lora)
-    optimizer = make_optimizer(config.optimizer, config.train.steps, models.model)
+    optimizer = make_optimizer(config.optimizer, config.train.steps, models.policy)
     places = compiled.input_shardings[0]
-    fresh = jax.jit(lambda key: initialize(models.model, key), out_shardings=places[0].params)
+    fresh = jax.jit(lambda key: initialize(models.policy, key), out_shardings=places[0].params)
     params = fresh(jax.random.key(0))
-    moving, _ = split(params, trainable(models.model, config.optimizer.freeze))
-    moments = jax.jit(optimizer.init, out_shardings=places[0].optimizer)(moving)
+    moving, _ = partition(params, make_trainable_mask(models.policy, config.optimizer.freeze))
+    moments = jax.jit(optimizer.init, out_shardings=places[0].opt_state)(moving)
     step = jax.device_put(np.int32(0), places[0].step)
     state = TrainState(step, params, moments)
     del moving, params, moments
 
     tokens = np.full((1, ROWS, TOKENS), 5, np.int32)
-    tokens[:, :, 2 : 2 + token_count(FRAMES - 4)] = model.audio_token_id
+    tokens[:, :, 2 : 2 + num_audio_tokens(FRAMES - 4)] = model.audio_token_id
     signal = np.random.default_rng(0).standard_normal((1, ROWS, FRAMES * 160))
     batch = TrainBatch(
         tokens,

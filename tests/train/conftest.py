@@ -21,7 +21,7 @@ def settings(tiny: ModelConfig, manifest: Path, tokenizer_dir: Path, tmp_path: P
             "buckets": {204: 4},
         },
         "optimizer": {"peak_lr": 3e-3, "warmup_steps": 2},
-        "train": {"output": str(tmp_path / "run"), "steps": 8, "log_every": 1, "save_every": 3},
+        "train": {"output_dir": str(tmp_path / "run"), "steps": 8, "log_every": 1, "save_every": 3},
         "mesh": {"data": 1, "fsdp": 1, "tensor": 1},
     }
 

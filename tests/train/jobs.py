@@ -13,8 +13,8 @@ import numpy as np
 import yaml
 
 from qa_jax import checkpoint
-from qa_jax.model import flatten
 from qa_jax.train.metrics import read_metrics
+from qa_jax.trees import flatten_dict
 
 
 class Job:
@@ -27,7 +27,7 @@ class Job:
     """
 
     def __init__(self, settings: dict[str, Any], processes: int = 1, devices: int = 1) -> None:
-        self.output = Path(settings["train"]["output"])
+        self.output = Path(settings["train"]["output_dir"])
         self.recipe = self.output.with_suffix(".yaml")
         self.recipe.write_text(yaml.safe_dump(settings))
         self.processes, self.devices = processes, devices
@@ -70,7 +70,7 @@ class Job:
 
     def params(self) -> dict[tuple[str, ...], np.ndarray]:
         config = checkpoint.read_config(self.output)
-        found = flatten(checkpoint.load_params(self.output, config))
+        found = flatten_dict(checkpoint.load_params(self.output, config))
         return {path: np.asarray(x) for path, x in found.items()}
 
 

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax.sharding import Mesh
 
 from qa_jax.config import RunConfig, parse
+from qa_jax.data import TrainBatch
+from qa_jax.train import loop
 from qa_jax.train.metrics import read_metrics
 
 
@@ -30,27 +33,23 @@ def losses(output: str | Path) -> list[float]:
 
 
 class stopping_after:
-    """Sends SIGINT to this process while the given step is being saved or reported."""
+    """Sends SIGINT to this process at the given step."""
 
     def __init__(self, step: int) -> None:
         self.step = step
 
     def __enter__(self) -> None:
-        from qa_jax.train.loop import _Loop
-
-        self.original = _Loop._place
+        self.original = loop.shard_batch
         calls = 0
 
-        def place(loop: _Loop, batch: object) -> object:
+        def shard_batch(batch: TrainBatch, mesh: Mesh) -> TrainBatch:
             nonlocal calls
             calls += 1
             if calls == self.step:
                 signal.raise_signal(signal.SIGINT)
-            return self.original(loop, batch)  # type: ignore[arg-type]
+            return self.original(batch, mesh)
 
-        _Loop._place = place  # type: ignore[assignment, method-assign]
+        loop.shard_batch = shard_batch
 
     def __exit__(self, *_: object) -> None:
-        from qa_jax.train.loop import _Loop
-
-        _Loop._place = self.original  # type: ignore[method-assign]
+        loop.shard_batch = self.original

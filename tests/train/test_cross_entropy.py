@@ -55,8 +55,8 @@ def test_pieces_of_any_size_are_the_whole(
     monkeypatch: pytest.MonkeyPatch, small: int, tokens: int, logits: int
 ) -> None:
     monkeypatch.setattr(module, "_SMALL", small)
-    monkeypatch.setattr(module, "_TOKENS", {"cpu": tokens})
-    monkeypatch.setattr(module, "_LOGITS", logits)
+    monkeypatch.setattr(module, "_TOKENS_PER_BLOCK", {"cpu": tokens})
+    monkeypatch.setattr(module, "_MAX_LOGITS", logits)
     x = inputs()
     both = (jax.jit(jax.value_and_grad(f, (0, 1), has_aux=True)) for f in (summed, plain))
     compare(*(f(*x) for f in both))
@@ -69,8 +69,8 @@ def test_devices_share_it(
 ) -> None:
     if pieces:
         monkeypatch.setattr(module, "_SMALL", 0)
-        monkeypatch.setattr(module, "_TOKENS", {"cpu": 4})
-        monkeypatch.setattr(module, "_LOGITS", 4 * 7)
+        monkeypatch.setattr(module, "_TOKENS_PER_BLOCK", {"cpu": 4})
+        monkeypatch.setattr(module, "_MAX_LOGITS", 4 * 7)
     x = inputs()
     expected = jax.value_and_grad(plain, (0, 1), has_aux=True)(*x)
     with jax.set_mesh(make_mesh(MeshConfig(*sizes))):
@@ -81,7 +81,7 @@ def test_tokens_without_loss_cost_nothing_and_a_frozen_kernel_no_gradient(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "_SMALL", 0)
-    monkeypatch.setattr(module, "_TOKENS", {"cpu": B})
+    monkeypatch.setattr(module, "_TOKENS_PER_BLOCK", {"cpu": B})
     hidden, kernel, targets, weights = inputs()
     order = jnp.argsort(weights == 0, axis=1, stable=True)
     most = int(jnp.max(jnp.sum(weights > 0, axis=1)))

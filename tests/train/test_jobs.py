@@ -22,7 +22,8 @@ from qa_jax.errors import InputError
 from qa_jax.model import Qwen2Audio, bind
 from qa_jax.train import train
 from qa_jax.train.objectives import next_token_loss
-from qa_jax.train.setup import initial_params, prepare
+from qa_jax.train.run import prepare
+from qa_jax.train.state import initial_params
 from tests.train.jobs import Job, close, same_bits
 from tests.train.runs import config, losses, one_device_mesh
 
@@ -38,7 +39,7 @@ def settings(tiny: ModelConfig, manifest: Path, tokenizer_dir: Path, tmp_path: P
         "data": {"train": str(manifest), "tokenizer": str(tokenizer_dir), "buckets": {204: 8}},
         # Epsilon above rounding: where a gradient is zero but for it, Adam would take its sign.
         "optimizer": {"peak_lr": 3e-3, "warmup_steps": 2, "eps": 1e-4},
-        "train": {"output": str(tmp_path / "run"), "steps": 5, "log_every": 1, "save_every": 2},
+        "train": {"output_dir": str(tmp_path / "run"), "steps": 5, "log_every": 1, "save_every": 2},
         "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
     }
 
@@ -47,7 +48,7 @@ def at(settings: dict, output: Path, **changes: Any) -> dict:
     """The settings with another output and other values, by section."""
     raw = json.loads(json.dumps(settings))
     raw["data"]["buckets"] = {int(k): v for k, v in raw["data"]["buckets"].items()}
-    raw["train"]["output"] = str(output)
+    raw["train"]["output_dir"] = str(output)
     for section, values in changes.items():
         raw[section] |= values
     return raw
@@ -77,7 +78,7 @@ def test_processes_agree_with_one(settings: dict, tmp_path: Path) -> None:
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_at_any_moment(settings: dict, tmp_path: Path, processes: int) -> None:
     """kill -9 of the process, or of one process of two: the end is the same, bit for bit."""
-    settings["train"] |= {"steps": 16, "save_every": 1, "keep": 2}
+    settings["train"] |= {"steps": 16, "save_every": 1, "max_to_keep": 2}
     settings["mesh"]["fsdp"] = processes
     straight = Job(at(settings, tmp_path / "straight"), processes)
     straight.run()
@@ -106,7 +107,7 @@ def test_killed_at_any_moment(settings: dict, tmp_path: Path, processes: int) ->
                 other.wait()
             assert other.stdout is not None
             other.stdout.close()
-        steps = checkpoint.Checkpoints(killed.output).all()
+        steps = checkpoint.CheckpointManager(killed.output).all_steps()
         midway += bool(steps) and steps[-1] < 16
     killed.run()
     assert same_bits(killed.params(), straight.params())
@@ -127,8 +128,8 @@ def test_a_signal_to_one_process_stops_all(settings: dict, tmp_path: Path) -> No
     started[1].send_signal(signal.SIGTERM)
     said = [p.communicate(timeout=120)[0] for p in started]
     assert [p.returncode for p in started] == [0, 0], said
-    assert "the same command goes on" in said[0]
-    (step,) = checkpoint.Checkpoints(job.output).all()
+    assert "the same command resumes" in said[0]
+    (step,) = checkpoint.CheckpointManager(job.output).all_steps()
     assert 0 < step < 500
 
 
@@ -148,13 +149,13 @@ def test_saved_on_eight_restored_on_fewer(
         with jax.set_mesh(run.mesh):
             model = bind(Qwen2Audio(run.model_config))
             first = jax.tree.map(lambda x: x[0], run.data.batch(2))
-            groups = run.data.groups
-            sums = jax.jit(lambda p, b, m=model, g=groups: next_token_loss(m(p), b, g))(
+            groups = run.data.num_batch_shards
+            out = jax.jit(lambda p, b, m=model, g=groups: next_token_loss(m(p), b, g))(
                 found[-1], first
             )
         if len(found) == 1:
-            loss = float(sums.loss)
-        assert float(sums.loss) == pytest.approx(loss, rel=1e-5)
+            loss = float(out.loss)
+        assert float(out.loss) == pytest.approx(loss, rel=1e-5)
     for other in found[1:]:
         jax.tree.map(np.testing.assert_array_equal, other, found[0])
 
@@ -163,22 +164,22 @@ def test_saved_on_eight_restored_on_fewer(
 @pytest.mark.parametrize("change", ["packed", "unrolled", "accumulated"])
 def test_the_same_updates_however_computed(settings: dict, tmp_path: Path, change: str) -> None:
     """Packed against unpacked, scanned against unrolled, accumulated against full batches: the
-    gradient of a whole epoch's records, which each of them sums in its own way."""
+    gradient of a whole epoch's records, which each of them out in its own way."""
     devices = jax.devices()[:1]
     changed = {
-        "packed": {"data": {"pack_tokens": 800, "buckets": {204: 4}}},
-        "unrolled": {"model": {"unroll": True}},
-        "accumulated": {"data": {"buckets": {204: 4}}, "optimizer": {"accumulate": 3}},
+        "packed": {"data": {"packed_length": 800, "buckets": {204: 4}}},
+        "unrolled": {"model": {"unroll_layers": True}},
+        "accumulated": {"data": {"buckets": {204: 4}}, "optimizer": {"grad_accum_steps": 3}},
     }[change]
     results = []
     for changes in ({"data": {"buckets": {204: 12}}}, changed):
         run = prepare(config(at(settings, tmp_path / "none", **changes)), devices)
         params = initial_params(run)
-        model = bind(run.models.model)
+        model = bind(run.models.policy)
 
         def total(params: Any, batch: Any, model: Any = model) -> Any:
-            sums = next_token_loss(model(params), batch)
-            return sums.loss, sums
+            out = next_token_loss(model(params), batch)
+            return out.loss, out
 
         gradient = jax.jit(jax.grad(total, has_aux=True))
         summed: Any = None
@@ -188,9 +189,9 @@ def test_the_same_updates_however_computed(settings: dict, tmp_path: Path, chang
                 one = gradient(params, jax.tree.map(lambda x, i=i: x[i], batch))
                 summed = one if summed is None else jax.tree.map(np.add, summed, one)
         results.append(summed)
-    (expected, sums), (found, other) = results
-    assert float(other.loss) == pytest.approx(float(sums.loss), rel=1e-5)
-    told, wanted = other.named(), sums.named()
+    (expected, out), (found, other) = results
+    assert float(other.loss) == pytest.approx(float(out.loss), rel=1e-5)
+    told, wanted = other.metrics(), out.metrics()
     assert int(told["tokens"]) == int(wanted["tokens"])
     assert float(told["audio_seconds"]) == pytest.approx(float(wanted["audio_seconds"]))
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
@@ -211,7 +212,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     data[len(data) // 2] ^= 1
     largest.write_bytes(data)
     with pytest.warns(
-        UserWarning, match=rf"{largest.name}: is damaged: taking the checkpoint before"
+        UserWarning, match=rf"{largest.name}: is damaged: using the checkpoint before"
     ):
         train(config(damaged))
     assert losses(tmp_path / "run") == losses(tmp_path / "straight")
@@ -236,16 +237,16 @@ def test_a_full_disk_stops_with_the_last_good_checkpoint(
         def __getattr__(self, name: str) -> Any:
             return getattr(self._inner, name)
 
-    plain = checkpoint.Checkpoints.__init__
+    plain = checkpoint.CheckpointManager.__init__
 
-    def on_a_full_disk(self: checkpoint.Checkpoints, *arguments: Any) -> None:
+    def on_a_full_disk(self: checkpoint.CheckpointManager, *arguments: Any) -> None:
         plain(self, *arguments)
-        self._steps = Full(self._steps)
+        self._checkpointer = Full(self._checkpointer)
 
-    monkeypatch.setattr(checkpoint.Checkpoints, "__init__", on_a_full_disk)
-    with pytest.raises(InputError, match=r"No space left.*the last good one is step 2.*goes on"):
+    monkeypatch.setattr(checkpoint.CheckpointManager, "__init__", on_a_full_disk)
+    with pytest.raises(InputError, match=r"No space left.*the last good one is step 2.*resumes"):
         train(config(full))
-    monkeypatch.setattr(checkpoint.Checkpoints, "__init__", plain)
+    monkeypatch.setattr(checkpoint.CheckpointManager, "__init__", plain)
     train(config(full))
     train(config(at(settings, tmp_path / "straight")))
     assert losses(tmp_path / "run") == losses(tmp_path / "straight")
@@ -257,13 +258,19 @@ def test_towers_learn_at_their_own_rates(
     one_device_mesh(monkeypatch)
     moved = []
     for factor in (1.0, 0.1):
-        run = at(settings, tmp_path / f"{factor}", optimizer={"rates": {"encoder/": factor}})
+        run = at(
+            settings, tmp_path / f"{factor}", optimizer={"lr_multipliers": {"encoder/": factor}}
+        )
         before = initial_params(prepare(config(run)))
         train(config(run, "--train.steps=1", "--optimizer.warmup_steps=0"))
-        after = checkpoint.load_params(run["train"]["output"], prepare(config(run)).model_config)
+        after = checkpoint.load_params(
+            run["train"]["output_dir"], prepare(config(run)).model_config
+        )
         change = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, after)
         moved.append((change["encoder"]["conv1"]["kernel"], change["decoder"]["embed_tokens"]))
     assert moved[1][0] == pytest.approx(0.1 * moved[0][0], rel=1e-2)
     assert moved[1][1] == moved[0][1]
-    with pytest.raises(InputError, match=r"optimizer\.rates: 'encode_' matches nothing"):
-        prepare(config(at(settings, tmp_path / "x", optimizer={"rates": {"encode_": 0.1}})))
+    with pytest.raises(InputError, match=r"optimizer\.lr_multipliers: 'encode_' matches nothing"):
+        prepare(
+            config(at(settings, tmp_path / "x", optimizer={"lr_multipliers": {"encode_": 0.1}}))
+        )

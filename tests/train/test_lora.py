@@ -15,39 +15,29 @@ import qa_jax
 from qa_jax import checkpoint
 from qa_jax.config import LoraConfig, MeshConfig, RunConfig, preset
 from qa_jax.errors import InputError
-from qa_jax.model import (
-    Adapter,
-    Qwen2Audio,
-    adapt,
-    bind,
-    flatten,
-    held_as_declared,
-    initialize,
-    is_adapter_path,
-    join,
-    merge,
-    nest,
-)
+from qa_jax.lora import LoraWeights, add_lora, cast_to_param_dtypes, is_lora_path, merge_lora
+from qa_jax.model import Qwen2Audio, bind, initialize
 from qa_jax.parallel import make_mesh
 from qa_jax.plan.estimate import Shapes, executed_flops
 from qa_jax.plan.plan import lower_step
 from qa_jax.train import train
-from qa_jax.train.setup import make_models
+from qa_jax.train.run import make_models
+from qa_jax.trees import flatten_dict, merge_trees, unflatten_dict
 from tests.conftest import sound
 from tests.train.runs import config, losses, stopping_after
 
 pytestmark = pytest.mark.usefixtures("one_device")
-DECODER = '--lora.layers=["decoder/.*_proj", "projector"]'
+DECODER = '--lora.target_modules=["decoder/.*_proj", "projector"]'
 
 
 def lora(settings: dict, init: Path, *more: str) -> RunConfig:
-    chosen = [DECODER, "--lora.rank=4", "--lora.base=float32", f"--train.init={init}"]
+    chosen = [DECODER, "--lora.rank=4", "--lora.base_dtype=float32", f"--train.init_from={init}"]
     return config(settings, *chosen, *more)
 
 
 def test_it_learns_and_saves_adapters_alone(settings: dict, tiny_checkpoint: Path) -> None:
     before = {p: p.read_bytes() for p in tiny_checkpoint.rglob("*") if p.is_file()}
-    output = Path(settings["train"]["output"])
+    output = Path(settings["train"]["output_dir"])
     train(lora(settings, tiny_checkpoint, "--train.steps=30", "--optimizer.peak_lr=2e-2"))
     curve = losses(output)
     # The random head, which stays, lets it learn so much and no more.
@@ -55,8 +45,8 @@ def test_it_learns_and_saves_adapters_alone(settings: dict, tiny_checkpoint: Pat
     assert before == {p: p.read_bytes() for p in tiny_checkpoint.rglob("*") if p.is_file()}
     adapter, card = checkpoint.load_adapter(output)
     assert not checkpoint.is_checkpoint(output) and card.base == str(tiny_checkpoint.resolve())
-    saved = checkpoint.Checkpoints(output)
-    trees = saved.saved(saved.find())
+    saved = checkpoint.CheckpointManager(output)
+    trees = saved.metadata(saved.find())
     saved.close()
     shapes = [getattr(x, "shape", ()) for x in jax.tree.leaves(trees)]
     rank_sized = [shape for shape in shapes if len(shape) > 1]
@@ -72,11 +62,11 @@ def test_it_learns_and_saves_adapters_alone(settings: dict, tiny_checkpoint: Pat
     assert np.abs(moved - plain.logits(prompt)).max() > 1e-2
     # Beside the model or merged into it is the same.
     model = Qwen2Audio(qa.config)
-    adapt(model, LoraConfig(("decoder/.*_proj", "projector"), 4, base="float32"))
+    add_lora(model, LoraConfig(("decoder/.*_proj", "projector"), 4, base_dtype="float32"))
     ids = jnp.asarray(prompt["input_ids"])
-    beside = bind(model)(join(plain.params, adapter.params))
+    beside = bind(model)(merge_trees(plain.params, adapter.params))
     text = beside.logits(beside(ids, jnp.ones_like(ids))[0])
-    merged = bind(Qwen2Audio(qa.config))(merge(plain.params, adapter))
+    merged = bind(Qwen2Audio(qa.config))(merge_lora(plain.params, adapter))
     np.testing.assert_allclose(
         text, merged.logits(merged(ids, jnp.ones_like(ids))[0]), atol=1e-5 * np.abs(text).max()
     )
@@ -85,14 +75,14 @@ def test_it_learns_and_saves_adapters_alone(settings: dict, tiny_checkpoint: Pat
 def test_merging_and_taking_away(tiny_checkpoint: Path) -> None:
     qa = qa_jax.load(tiny_checkpoint)
     model = Qwen2Audio(qa.config)
-    paths = adapt(model, LoraConfig(("decoder/", "encoder/"), 3, base="float32"))
-    fresh = flatten(initialize(model, jax.random.key(0), wanted=is_adapter_path))
-    low = nest({p: x + 0.1 for p, x in fresh.items()})
-    adapter = Adapter(low, dict.fromkeys(paths, 0.5))
-    there = merge(qa.params, adapter)
-    back = flatten(merge(there, adapter, sign=-1.0))
-    for path, x in flatten(qa.params).items():
-        largest = max(np.abs(x).max(), np.abs(flatten(there)[path]).max())
+    paths = add_lora(model, LoraConfig(("decoder/", "encoder/"), 3, base_dtype="float32"))
+    fresh = flatten_dict(initialize(model, jax.random.key(0), include=is_lora_path))
+    low = unflatten_dict({p: x + 0.1 for p, x in fresh.items()})
+    adapter = LoraWeights(low, dict.fromkeys(paths, 0.5))
+    there = merge_lora(qa.params, adapter)
+    back = flatten_dict(merge_lora(there, adapter, sign=-1.0))
+    for path, x in flatten_dict(qa.params).items():
+        largest = max(np.abs(x).max(), np.abs(flatten_dict(there)[path]).max())
         assert np.abs(back[path] - x).max() <= 4 * np.finfo(np.float32).eps * largest, path
 
 
@@ -101,8 +91,8 @@ def test_the_base_is_held_as_it_is_told(base: Any, settings: dict, tiny_checkpoi
     """In fewer bits it answers nearly as before, and the adapters still learn."""
     qa = qa_jax.load(tiny_checkpoint)
     model = Qwen2Audio(qa.config)
-    adapt(model, LoraConfig(base=base), adapters=False)
-    held = held_as_declared(model, qa.params)
+    add_lora(model, LoraConfig(base_dtype=base), adapters=False)
+    held = cast_to_param_dtypes(model, qa.params)
     kernel = held["decoder"]["layers"]["mlp"]["up_proj"]["kernel"]
     assert kernel.dtype == base and held["decoder"]["embed_tokens"].dtype == jnp.bfloat16
     ids = jnp.arange(30).reshape(2, 15)
@@ -112,47 +102,51 @@ def test_the_base_is_held_as_it_is_told(base: Any, settings: dict, tiny_checkpoi
     assert 0 < error < 0.03
     if base == "bfloat16":
         return
-    more = ("--train.steps=12", "--optimizer.peak_lr=3e-2", f"--lora.base={base}")
+    more = ("--train.steps=12", "--optimizer.peak_lr=3e-2", f"--lora.base_dtype={base}")
     train(lora(settings, tiny_checkpoint, *more))
-    curve = losses(settings["train"]["output"])
+    curve = losses(settings["train"]["output_dir"])
     assert np.mean(curve[-3:]) < np.mean(curve[:3])
 
 
 def test_resuming_with_dropout_and_an_average_changes_no_bit(
     settings: dict, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    more = ("--lora.dropout=0.3", "--train.average=0.5", "--train.steps=5")
-    straight = lora(settings, tiny_checkpoint, *more, f"--train.output={tmp_path / 'straight'}")
+    more = ("--lora.dropout=0.3", "--train.ema_decay=0.5", "--train.steps=5")
+    straight = lora(settings, tiny_checkpoint, *more, f"--train.output_dir={tmp_path / 'straight'}")
     train(straight)
     stopped = lora(settings, tiny_checkpoint, *more)
     with stopping_after(2), pytest.raises(Exception, match="stopped at step"):
         train(stopped)
     train(stopped)
-    assert losses(stopped.train.output) == losses(straight.train.output)
+    assert losses(stopped.train.output_dir) == losses(straight.train.output_dir)
     found, expected = (
-        checkpoint.load_adapter(run.train.output)[0].params for run in (stopped, straight)
+        checkpoint.load_adapter(run.train.output_dir)[0].params for run in (stopped, straight)
     )
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     without = lora(settings, tiny_checkpoint, *more, "--lora.dropout=0", "--train.steps=5")
-    with pytest.raises(InputError, match="holds a run of another model"):
+    with pytest.raises(InputError, match="contains a run of another model"):
         train(dataclasses.replace(without, lora=dataclasses.replace(without.lora, rank=2)))
 
 
 def test_an_adapter_is_where_the_next_run_starts(
     settings: dict, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    first = settings["train"]["output"]
+    first = settings["train"]["output_dir"]
     train(lora(settings, tiny_checkpoint, "--train.steps=3"))
     # A run of all parameters that does not move them has those of the merged model.
-    stay = ("--train.steps=1", "--optimizer.peak_lr=0", f"--train.output={tmp_path / 'full'}")
-    train(config(settings, f"--train.init={first}", *stay))
+    ref_params = (
+        "--train.steps=1",
+        "--optimizer.peak_lr=0",
+        f"--train.output_dir={tmp_path / 'full'}",
+    )
+    train(config(settings, f"--train.init_from={first}", *ref_params))
     jax.tree.map(
         np.testing.assert_array_equal,
         qa_jax.load(tmp_path / "full").params,
         qa_jax.load(first).params,
     )
     # And so has a second adapter on top of the first, before it has learnt anything.
-    train(lora(settings, Path(first), *stay[:2], f"--train.output={tmp_path / 'second'}"))
+    train(lora(settings, Path(first), *ref_params[:2], f"--train.output_dir={tmp_path / 'second'}"))
     jax.tree.map(
         np.testing.assert_array_equal,
         qa_jax.load(tmp_path / "second").params,
@@ -163,10 +157,13 @@ def test_an_adapter_is_where_the_next_run_starts(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ('--lora.layers=["decoder/embed_tokens"]', "'decoder/embed_tokens' matches nothing"),
-        ('--lora.layers=["("]', "is no regular expression"),
-        ("--train.init=", "adapters of a fresh model learn little; name its base"),
-        ("--train.average=1", "is not in"),
+        (
+            '--lora.target_modules=["decoder/embed_tokens"]',
+            "'decoder/embed_tokens' matches nothing",
+        ),
+        ('--lora.target_modules=["("]', "is no regular expression"),
+        ("--train.init_from=", "needs a base model; name it with train.init_from"),
+        ("--train.ema_decay=1", "is not in"),
     ],
 )
 def test_settings_that_cannot_be(
@@ -185,15 +182,15 @@ def test_freezing_and_adapters_skip_their_work() -> None:
         audio=dataclasses.replace(small.audio, encoder_layers=2),
         text=dataclasses.replace(small.text, num_hidden_layers=2, vocab_size=4096),
         audio_token_id=4000,
-        unroll=True,
+        unroll_layers=True,
     )
     full = RunConfig(model=model)
     optimizer = dataclasses.replace(full.optimizer, freeze=("encoder",))
     frozen = dataclasses.replace(full, optimizer=optimizer)
-    layers = LoraConfig(("decoder/.*_proj",), rank=4, base="float32")
+    layers = LoraConfig(("decoder/.*_proj",), rank=4, base_dtype="float32")
     adapted = dataclasses.replace(full, lora=layers)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    shapes = Shapes(rows=2, tokens=256, clips=2, frames=504, accumulate=1)
+    shapes = Shapes(num_rows=2, num_tokens=256, num_clips=2, num_frames=504, grad_accum_steps=1)
     flops, temporary, arguments = {}, {}, {}
     for name, run in {"full": full, "frozen": frozen, "adapted": adapted}.items():
         compiled = lower_step(run, mesh, shapes).compile()

@@ -14,27 +14,22 @@ import pytest
 from qa_jax import checkpoint
 from qa_jax.config import RunConfig
 from qa_jax.errors import InputError
-from qa_jax.model import flatten
 from qa_jax.train import train
 from qa_jax.train.metrics import read_metrics
-from qa_jax.train.setup import (
-    initial_state,
-    make_models,
-    make_objective,
-    make_run_step,
-    prepare,
-)
-from qa_jax.train.step import jit_step
+from qa_jax.train.run import make_models, make_objective, make_run_step, prepare
+from qa_jax.train.state import initial_state
+from qa_jax.train.step import jit_train_step
+from qa_jax.trees import flatten_dict
 from tests.train.runs import config, losses, stopping_after
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def test_it_learns_and_leaves_a_checkpoint(settings: dict) -> None:
-    train(config(settings, "--train.steps=30", "--train.keep=2", "--optimizer.peak_lr=1e-2"))
-    curve = losses(settings["train"]["output"])
+    train(config(settings, "--train.steps=30", "--train.max_to_keep=2", "--optimizer.peak_lr=1e-2"))
+    curve = losses(settings["train"]["output_dir"])
     assert len(curve) == 30 and np.mean(curve[-4:]) < 0.7 * np.mean(curve[:4])
-    output = Path(settings["train"]["output"])
+    output = Path(settings["train"]["output_dir"])
     assert sorted(p.name for p in (output / "checkpoints").iterdir()) == ["27", "30"]
     assert (output / "sentencepiece.model").is_file()
     assert list((output / "tensorboard").iterdir())
@@ -45,38 +40,40 @@ def test_it_learns_and_leaves_a_checkpoint(settings: dict) -> None:
 def test_resuming_changes_no_bit(settings: dict, tmp_path: Path) -> None:
     """Stopped at a step and gone on, in an order of data and of parameters that stays the same."""
     straight = json.loads(json.dumps(settings))
-    straight["train"]["output"] = str(tmp_path / "straight")
+    straight["train"]["output_dir"] = str(tmp_path / "straight")
     train(config(straight))
     full = config(settings)
     # The schedule looks at train.steps, so the first part is stopped rather than made shorter.
     with stopping_after(4), pytest.raises(Exception, match="stopped at step"):
         train(full)
-    assert checkpoint.Checkpoints(full.train.output).latest() == 4
+    assert checkpoint.CheckpointManager(full.train.output_dir).latest_step() == 4
     train(full)
-    assert losses(full.train.output) == losses(tmp_path / "straight")
+    assert losses(full.train.output_dir) == losses(tmp_path / "straight")
     again, expected = (
         checkpoint.load_params(d, checkpoint.read_config(d))
-        for d in (full.train.output, tmp_path / "straight")
+        for d in (full.train.output_dir, tmp_path / "straight")
     )
     jax.tree.map(np.testing.assert_array_equal, again, expected)
 
 
 def test_accumulating_equals_the_full_batch(settings: dict) -> None:
     full = dict(settings, data={**settings["data"], "buckets": {204: 8}})
-    full["train"] = {**settings["train"], "output": settings["train"]["output"] + "-full"}
-    train(config(settings, "--optimizer.accumulate=2", "--train.steps=4"))
+    full["train"] = {**settings["train"], "output_dir": settings["train"]["output_dir"] + "-full"}
+    train(config(settings, "--optimizer.grad_accum_steps=2", "--train.steps=4"))
     train(config(full, "--train.steps=4"))
     np.testing.assert_allclose(
-        losses(settings["train"]["output"]), losses(full["train"]["output"]), rtol=1e-5
+        losses(settings["train"]["output_dir"]), losses(full["train"]["output_dir"]), rtol=1e-5
     )
 
 
 def test_frozen_parameters_do_not_move(settings: dict) -> None:
     frozen = config(settings, '--optimizer.freeze=["encoder", "decoder/embed"]', "--train.steps=3")
-    before = flatten(initial_state(prepare(frozen)).params)
+    before = flatten_dict(initial_state(prepare(frozen)).params)
     train(frozen)
-    after = flatten(
-        checkpoint.load_params(frozen.train.output, checkpoint.read_config(frozen.train.output))
+    after = flatten_dict(
+        checkpoint.load_params(
+            frozen.train.output_dir, checkpoint.read_config(frozen.train.output_dir)
+        )
     )
     for path, old in before.items():
         same = np.array_equal(old, after[path])
@@ -92,11 +89,11 @@ def test_muon_turns_every_matrix_evenly(settings: dict) -> None:
     for name in ("adamw", "muon"):
         run = prepare(config(settings, f"--optimizer.name={name}", "--optimizer.weight_decay=0"))
         before = initial_state(run)
-        step = make_run_step(run.config, run.models, run.optimizer, 1)
+        step = make_run_step(run.config, run.models, run.objective, run.optimizer)
         # The first step's rate is 0, the second's half the peak.
         after = jax.jit(step)(jax.jit(step)(before, run.data.batch(0))[0], run.data.batch(1))[0]
         moved = jax.tree.map(lambda a, b: np.asarray(a - b), after.params, before.params)
-        updates[name] = flatten(moved)
+        updates[name] = flatten_dict(moved)
     rate = run.config.optimizer.peak_lr / 2
     for path, axes in (
         (("decoder", "layers", "self_attn", "q_proj", "kernel"), "embed first"),
@@ -121,7 +118,7 @@ def test_muon_turns_every_matrix_evenly(settings: dict) -> None:
 def test_evaluation_during_training(settings: dict) -> None:
     settings["data"]["eval"] = settings["data"]["train"]
     train(config(settings, "--train.eval_every=4"))
-    rows = read_metrics(Path(settings["train"]["output"]) / "metrics.jsonl")
+    rows = read_metrics(Path(settings["train"]["output_dir"]) / "metrics.jsonl")
     scored = [r for r in rows if "eval_loss" in r]
     assert [r["step"] for r in scored] == [4, 8]
     assert scored[1]["eval_loss"] < scored[0]["eval_loss"]
@@ -129,22 +126,22 @@ def test_evaluation_during_training(settings: dict) -> None:
 
 def test_a_loss_that_is_no_number_stops_the_run(settings: dict) -> None:
     with pytest.raises(InputError, match=r"the loss is (nan|inf).*lower optimizer\.peak_lr"):
-        train(config(settings, "--optimizer.peak_lr=1e30", "--optimizer.clip_norm=0"))
+        train(config(settings, "--optimizer.peak_lr=1e30", "--optimizer.clip_global_norm=0"))
 
 
 def test_starting_from_a_checkpoint(settings: dict, tiny_checkpoint: Path) -> None:
-    started = config(settings, f"--train.init={tiny_checkpoint}", "--optimizer.peak_lr=0")
+    started = config(settings, f"--train.init_from={tiny_checkpoint}", "--optimizer.peak_lr=0")
     train(started)
     before, after = (
         checkpoint.load_params(d, checkpoint.read_config(d))
-        for d in (tiny_checkpoint, started.train.output)
+        for d in (tiny_checkpoint, started.train.output_dir)
     )
     jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
 def test_another_model_does_not_resume(settings: dict) -> None:
     train(config(settings, "--train.steps=1"))
-    with pytest.raises(InputError, match="holds a run of another model"):
+    with pytest.raises(InputError, match="contains a run of another model"):
         train(config(settings, "--model.audio.encoder_layers=1"))
 
 
@@ -152,55 +149,57 @@ def test_narrow_gradients_are_nearly_the_same(settings: dict) -> None:
     """In bfloat16 as the layers compute it: the losses of wide ones, nearly, and half the bytes."""
     curves = {}
     for kind in ("float32", "bfloat16"):
-        more = ["--model.dtype=bfloat16", f"--optimizer.gradients={kind}", "--train.steps=4"]
-        train(config(settings, *more, f"--train.output={settings['train']['output']}-{kind}"))
-        curves[kind] = losses(f"{settings['train']['output']}-{kind}")
+        more = ["--model.dtype=bfloat16", f"--optimizer.grad_dtype={kind}", "--train.steps=4"]
+        train(
+            config(settings, *more, f"--train.output_dir={settings['train']['output_dir']}-{kind}")
+        )
+        curves[kind] = losses(f"{settings['train']['output_dir']}-{kind}")
     np.testing.assert_allclose(curves["bfloat16"], curves["float32"], rtol=2e-3)
-    with pytest.raises(InputError, match="is for models computed in it"):
-        prepare(config(settings, "--optimizer.gradients=bfloat16"))
+    with pytest.raises(InputError, match="bfloat16 needs a bfloat16 model"):
+        prepare(config(settings, "--optimizer.grad_dtype=bfloat16"))
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "full recomputation, attention in small pieces": {"remat": "full", "pieces": 100},
-    "results of products kept, loss in small parts": {"remat": "dots", "logits": 500},
-    "unrolled, attention by the TPU's kernel": {"unroll": True, "attention": "splash"},
+    "full remat, small attention chunks": {"remat": "full", "max_scores": 100},
+    "dots remat, small loss blocks": {"remat": "dots", "max_logits": 500},
+    "unrolled, splash attention": {"unroll_layers": True, "attention_impl": "splash"},
 }
 
 
 def test_nothing_that_saves_memory_changes_a_gradient(
     settings: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Recomputation, attention's backends and the parts of the loss: 1e-5 of the largest."""
-    from qa_jax.model import attention
+    """Remat, attention implementations and blocks of the loss: 1e-5 of the largest."""
+    from qa_jax.model.attention import chunked, dispatch
     from qa_jax.train import cross_entropy
 
-    monkeypatch.setattr(attention, "suits_splash", lambda *_: True)
+    monkeypatch.setattr(dispatch, "splash_supported", lambda *_: True)
 
-    def found(**how: Any) -> tuple[float, dict[tuple[str, ...], np.ndarray]]:
+    def found(**changes: Any) -> tuple[float, dict[tuple[str, ...], np.ndarray]]:
         with pytest.MonkeyPatch.context() as patch:
-            if "pieces" in how:
-                patch.setattr(attention, "_PIECE", {"cpu": how.pop("pieces")})
-            if "logits" in how:
-                patch.setattr(cross_entropy, "_LOGITS", how.pop("logits"))
+            if "max_scores" in changes:
+                patch.setattr(chunked, "_MAX_SCORES_PER_CHUNK", {"cpu": changes.pop("max_scores")})
+            if "max_logits" in changes:
+                patch.setattr(cross_entropy, "_MAX_LOGITS", changes.pop("max_logits"))
                 patch.setattr(cross_entropy, "_SMALL", 0)
-                patch.setattr(cross_entropy, "_TOKENS", {"cpu": 16})
+                patch.setattr(cross_entropy, "_TOKENS_PER_BLOCK", {"cpu": 16})
             run = prepare(config(settings))
-            model = dataclasses.replace(run.model_config, **how)
+            model = dataclasses.replace(run.model_config, **changes)
             models = make_models(model, run.config.lora)
             objective = make_objective(run.config, models, 1)
             params, batch = initial_state(run).params, run.data.batch(0)
 
             def loss(params: Any) -> jax.Array:
                 first = jax.tree.map(lambda x: x[0], batch)
-                sums = objective(params, first, None, None)
-                return sums.loss / sums.weight
+                out = objective.loss(params, first, None, None)
+                return out.loss / out.weight
 
             value, gradients = jax.jit(jax.value_and_grad(loss))(params)
-            return float(value), flatten(jax.tree.map(np.asarray, gradients))
+            return float(value), flatten_dict(jax.tree.map(np.asarray, gradients))
 
-    value, gradients = found(attention="pieces")
-    for name, how in VARIANTS.items():
-        other, others = found(**{"attention": "pieces", **how})
+    value, gradients = found(attention_impl="chunked")
+    for name, changes in VARIANTS.items():
+        other, others = found(**{"attention_impl": "chunked", **changes})
         assert other == pytest.approx(value, rel=1e-6), name
         for path, expected in gradients.items():
             error = np.abs(others[path] - expected).max()
@@ -227,13 +226,13 @@ def test_meshes_agree_with_one_device(
         run = prepare(config({**settings, "mesh": wanted}), devices)
         with jax.set_mesh(run.mesh):
             state, curve = initial_state(run), []
-            step = make_run_step(run.config, run.models, run.optimizer, run.data.groups)
-            step = jit_step(step, state)
+            step = make_run_step(run.config, run.models, run.objective, run.optimizer)
+            step = jit_train_step(step, state)
             batch = run.data.batch(0)  # one, so that each mesh compiles once
             for _ in range(5):
                 state, metrics = step(state, batch)
                 curve.append(float(metrics["loss"]))
-        return curve, flatten(jax.tree.map(np.asarray, state.params))
+        return curve, flatten_dict(jax.tree.map(np.asarray, state.params))
 
     curve, params = five_steps((1, 1, 1), jax.devices()[:1])
     for sizes in meshes:
@@ -249,7 +248,7 @@ def test_parameters_are_really_sharded(settings: dict) -> None:
     settings["data"]["buckets"] = {0: 8, 104: 8, 204: 8}
     run = prepare(config({**settings, "mesh": {"data": 1, "fsdp": 4, "tensor": 2}}))
     state = initial_state(run)
-    for tree in (state.params, state.optimizer):
+    for tree in (state.params, state.opt_state):
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             if leaf.size >= 2048 and "embed_positions" not in str(path):
                 share = leaf.addressable_shards[0].data.size / leaf.size
@@ -260,7 +259,9 @@ def test_no_recompilation_between_steps(settings: dict) -> None:
     run = prepare(config(settings))
     with jax.set_mesh(run.mesh):
         state = initial_state(run)
-        step = jit_step(make_run_step(run.config, run.models, run.optimizer, 1), state)
+        step = jit_train_step(
+            make_run_step(run.config, run.models, run.objective, run.optimizer), state
+        )
         for i in range(3 * run.data.steps_per_epoch):
             state, _ = step(state, run.data.batch(i))
     shapes = {
@@ -270,6 +271,6 @@ def test_no_recompilation_between_steps(settings: dict) -> None:
 
 
 def test_settings_of_a_run_are_few() -> None:
-    from qa_jax.config import _dotted
+    from qa_jax.config.io import _flat_names
 
-    assert len(_dotted(dataclasses.asdict(RunConfig()))) < 120
+    assert len(_flat_names(dataclasses.asdict(RunConfig()))) < 120

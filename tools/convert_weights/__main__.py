@@ -2,6 +2,6 @@
 
 import sys
 
-from qa_jax.cli import main
+from convert_weights.command import main
 
-sys.exit(main(["convert", *sys.argv[1:]]))
+sys.exit(main())

@@ -1,4 +1,4 @@
-"""LoRA adapters between PEFT's format and ours."""
+"""LoRA adapters between PEFT's format and qa_jax's."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from convert_weights.hub import local
-from convert_weights.work import refuse_existing
+from convert_weights.hub import resolve_source
+from convert_weights.job import refuse_existing
 from qa_jax import checkpoint, hf
 from qa_jax.config import ModelConfig, from_hf, read_json
 from qa_jax.errors import InputError
@@ -21,8 +21,8 @@ def adapter_to_jax(source: str | Path, dest: str | Path, base: str | Path | None
     Args:
         source: its directory.
         dest: the new directory.
-        base: the model it belongs to, whose configuration is read: a directory of either kind or a
-            hub id; by default the one that PEFT wrote down.
+        base: its base model, whose configuration is read: a directory of either kind or a hub id;
+            by default the one in adapter_config.json.
     """
     path = Path(source) / "adapter_config.json"
     base = base or read_json(path).get("base_model_name_or_path")
@@ -30,7 +30,7 @@ def adapter_to_jax(source: str | Path, dest: str | Path, base: str | Path | None
         raise InputError(path, "does not name its base model", "name it with --base")
     config = _config(base)
     adapter = hf.read_peft(source, config)
-    with _beside(dest) as partial:
+    with _atomic_directory(dest) as partial:
         checkpoint.save_adapter(partial, adapter, config, str(base))
 
 
@@ -40,15 +40,14 @@ def adapter_to_hf(
     base: str | Path | None = None,
     step: int | None = None,
 ) -> None:
-    """Converts an adapter of ours into PEFT's format; `step` of its training, the latest by
-    default."""
-    adapter, card = checkpoint.load_adapter(source, step)
-    with _beside(dest) as partial:
-        hf.write_peft(partial, adapter, card.model, str(base or card.base))
+    """Converts a qa_jax adapter into PEFT's format; its latest training step by default."""
+    adapter, config = checkpoint.load_adapter(source, step)
+    with _atomic_directory(dest) as partial:
+        hf.write_peft(partial, adapter, config.model, str(base or config.base))
 
 
 def _config(base: str | Path) -> ModelConfig:
-    found = local(base, weights=False)
+    found = resolve_source(base, weights=False)
     if checkpoint.is_checkpoint(found):
         return checkpoint.read_config(found)
     path = found / "config.json"
@@ -56,8 +55,8 @@ def _config(base: str | Path) -> ModelConfig:
 
 
 @contextmanager
-def _beside(dest: str | Path) -> Iterator[Path]:
-    """A directory beside `dest` that takes its name when the block ends well."""
+def _atomic_directory(dest: str | Path) -> Iterator[Path]:
+    """A directory beside `dest` that is renamed to it if the block raises nothing."""
     refuse_existing(dest)
     final = Path(dest).absolute()
     partial = final.with_name(f".{final.name}.partial")

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub: fetched, and checked against the hub's own checksums."""
+"""Downloads from the Hugging Face hub, verified by the hub's checksums."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from qa_jax.checkpoint import TEXT_FILES
+from qa_jax.checkpoint import TOKENIZER_FILES
 from qa_jax.errors import InputError
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
-def local(source: str | Path, weights: bool = True) -> Path:
-    """The directory itself, or a hub id's files, downloaded where the hub's cache has not got them.
+def resolve_source(source: str | Path, weights: bool = True) -> Path:
+    """The directory itself, or the directory of a hub id, downloaded unless it is in the cache.
 
-    Without `weights`, only the small files are fetched. Raises InputError for what is neither a
-    directory nor a model that the hub gives.
+    Without `weights`, only small files are downloaded. Raises InputError for a hub id that cannot
+    be downloaded.
     """
     path = Path(source)
     if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", str(source)):
@@ -26,25 +26,25 @@ def local(source: str | Path, weights: bool = True) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     name, _, revision = str(source).partition("@")
-    wanted = ["config.json", "adapter_config.json", *TEXT_FILES]
+    patterns = ["config.json", "adapter_config.json", *TOKENIZER_FILES]
     if weights:
-        wanted += ["*.safetensors", "model.safetensors.index.json"]
+        patterns += ["*.safetensors", "model.safetensors.index.json"]
     try:
-        found = snapshot_download(name, revision=revision or None, allow_patterns=wanted)
+        found = snapshot_download(name, revision=revision or None, allow_patterns=patterns)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
             source,
-            f"no such directory, and the hub does not give it ({' '.join(str(error).split())})",
+            f"no such directory, and the hub's download fails ({' '.join(str(error).split())})",
             "check the name and the network, or download it and name the directory",
         ) from None
     return Path(found)
 
 
 def check_downloads(files: list[Path]) -> None:
-    """Raises InputError for files that differ from what the hub said they are.
+    """Raises InputError for files whose SHA-256 is not the hub's.
 
-    The hub's cache names each large file by its SHA-256; a download into a plain directory notes
-    it under .cache/huggingface. Files of neither kind have no checksum to be held against.
+    The hub's cache names each large file by its SHA-256; a download into a plain directory records
+    it under .cache/huggingface. Other files have no checksum and are not checked.
     """
     known = {file: expected for file in files if (expected := _expected(file))}
     with ThreadPoolExecutor(2) as pool:

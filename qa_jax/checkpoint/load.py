@@ -1,0 +1,108 @@
+"""Loading weights from any supported format: qa_jax checkpoints and adapters, Hugging Face's
+directories, PEFT's adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from qa_jax import hf
+from qa_jax.checkpoint.adapters import is_adapter, load_adapter, read_adapter_config
+from qa_jax.checkpoint.directory import is_checkpoint, read_config
+from qa_jax.checkpoint.manager import abstract_params, load_params
+from qa_jax.config import ModelConfig
+from qa_jax.errors import InputError
+from qa_jax.lora import LoraWeights, merge_lora
+from qa_jax.model import Qwen2Audio
+from qa_jax.typing import DType, Params
+
+
+def read_model_config(directory: str | Path) -> ModelConfig:
+    """The model configuration of a qa_jax checkpoint or adapter, or of a Hugging Face directory.
+
+    Raises InputError for any other directory.
+    """
+    if is_checkpoint(directory):
+        return read_config(directory)
+    if is_adapter(directory):
+        return read_adapter_config(directory).model
+    if _is_hugging_face(directory):
+        return hf.open_model(directory)[0]
+    raise InputError(
+        directory,
+        "contains neither config.yaml (a qa_jax checkpoint), adapter.yaml (a qa_jax adapter) nor "
+        "config.json (Hugging Face)",
+        "name a checkpoint's directory",
+    )
+
+
+def _is_hugging_face(directory: str | Path) -> bool:
+    is_qa_jax = is_checkpoint(directory) or is_adapter(directory)
+    return not is_qa_jax and (Path(directory) / "config.json").is_file()
+
+
+def load_weights(
+    directory: str | Path, mesh: Mesh | None = None, dtype: DType = None, step: int | None = None
+) -> tuple[ModelConfig, Params]:
+    """A model's configuration and parameters, each device reading its own shards.
+
+    Args:
+        directory: see `read_model_config`. An adapter is merged into its base model.
+        mesh: the parameters' mesh; one device without.
+        dtype: the parameters' dtype; None keeps the stored dtypes.
+        step: of a training run; the latest by default.
+    """
+    if not _is_hugging_face(directory):
+        config = read_model_config(directory)
+        if is_checkpoint(directory):
+            return config, load_params(directory, config, mesh, dtype, step)
+        base = read_adapter_config(directory).base
+        if not Path(base).is_dir():
+            raise InputError(
+                directory, f"its base model {base!r} is not a directory", "convert or move it there"
+            )
+        _, params = load_weights(base, mesh, dtype)
+        return config, merge_adapter(params, directory, config, step)
+    config, tensors = hf.open_model(directory)
+    abstract = abstract_params(Qwen2Audio(config), mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    return config, hf.load_params(tensors, config, shardings, dtype)
+
+
+def merge_adapter(
+    params: Params, directory: str | Path, config: ModelConfig, step: int | None = None
+) -> Params:
+    """Parameters with an adapter merged in, with the same shardings and dtypes.
+
+    Args:
+        params: donated.
+        directory: the adapter's, of qa_jax or PEFT.
+        config: of the model.
+        step: of the adapter's training run; the latest by default.
+    """
+    if hf.is_peft(directory):
+        adapter = hf.read_peft(directory, config)
+    elif is_adapter(directory):
+        adapter, adapter_config = load_adapter(directory, step)
+        base = adapter_config.model
+        if (base.audio, base.text) != (config.audio, config.text):
+            raise InputError(
+                directory,
+                f"is for a model of another shape ({adapter_config.base})",
+                "load that model",
+            )
+    else:
+        raise InputError(
+            directory,
+            "contains neither adapter.yaml (qa_jax) nor adapter_config.json (PEFT)",
+            "name an adapter's directory",
+        )
+    shardings = jax.tree.map(lambda x: x.sharding, params)
+    merge = jax.jit(
+        lambda params, lora_params: merge_lora(params, LoraWeights(lora_params, adapter.scales)),
+        donate_argnums=0,
+        out_shardings=shardings,
+    )
+    return merge(params, adapter.params)

@@ -1,0 +1,75 @@
+"""Generation settings, with the semantics of transformers' GenerationConfig."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qa_jax.config.plain import JsonDict
+from qa_jax.errors import InputError
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How tokens are sampled; hashable, and static under jit.
+
+    Attributes:
+        max_new_tokens: largest number of generated tokens.
+        min_new_tokens: stop ids are excluded before so many tokens.
+        temperature: divides the logits; 0 is greedy.
+        top_k: sample from the k most probable tokens; 0 for all.
+        top_p: sample from the smallest set of most probable tokens whose probabilities sum to p; 1
+            for all.
+        repetition_penalty: logits of tokens already in the row, prompt included, are divided by it
+            if positive and multiplied if negative. Padding is not counted (it is in transformers,
+            where a batch therefore answers differently from its rows).
+        stop_ids: token ids that end an answer, and are its last token.
+        seed: seed of the random draws.
+    """
+
+    max_new_tokens: int = 256
+    min_new_tokens: int = 0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    stop_ids: tuple[int, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, valid, remedy in (
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("min_new_tokens", self.min_new_tokens >= 0, "at least 0"),
+            ("temperature", self.temperature >= 0, "0 for greedy, or more"),
+            ("top_k", self.top_k >= 0, "0 for all, or more"),
+            ("top_p", 0 < self.top_p <= 1, "over 0 and at most 1"),
+            ("repetition_penalty", self.repetition_penalty > 0, "over 0; 1 for none"),
+        ):
+            if not valid:
+                raise InputError(name, f"{getattr(self, name)} is out of range", remedy)
+
+
+def from_generation_config(raw: JsonDict) -> JsonDict:
+    """Fields of `SamplingConfig` that a generation_config.json sets.
+
+    Its sampling settings count only with `do_sample: true`, as in transformers.
+    """
+    fields: JsonDict = {}
+    for name in ("max_new_tokens", "min_new_tokens", "repetition_penalty"):
+        if raw.get(name) is not None:
+            fields[name] = raw[name]
+    if raw.get("do_sample"):
+        # Absent settings take transformers' own defaults: temperature 1, top_k 50, no top_p.
+        fields["temperature"] = raw.get("temperature", 1.0)
+        fields["top_k"] = raw.get("top_k", 50) or 0
+        fields["top_p"] = raw.get("top_p", 1.0) or 1.0
+    if raw.get("eos_token_id") is not None:
+        fields["stop_ids"] = parse_token_ids(raw["eos_token_id"])
+    return fields
+
+
+def parse_token_ids(value: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Token ids from a field in which HF writes none, one or a list."""
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, int) else tuple(value)

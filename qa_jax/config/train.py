@@ -1,0 +1,47 @@
+"""The training run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training run.
+
+    Attributes:
+        output_dir: directory of checkpoints and metrics; a run with the same directory resumes.
+        steps: optimizer steps in all.
+        seed: seed of the initial parameters and of dropout.
+        init_from: checkpoint (qa_jax or Hugging Face) or qa_jax adapter to start from; empty to
+            train from scratch.
+        objective: a name of `qa_jax.train.objectives.OBJECTIVES`: `sft`, cross-entropy on
+            assistant turns, or `dpo`, direct preference optimization on pairs (see DPOConfig).
+        ema_decay: decay of an EMA of the trainable parameters, which is then evaluated and saved;
+            0 for none.
+        length_exponent: each target token of a record weighs n ** exponent, n being their number:
+            0 weighs tokens equally, -1 weighs records equally.
+        log_every: steps between log lines, besides the last step.
+        save_every: steps between checkpoints, besides the last step; 0 for the last step only.
+        eval_every: steps between evaluations, besides the last step; 0 for the last step only.
+        max_to_keep: number of latest checkpoints kept.
+        keep_period: checkpoints whose step is a multiple of this are kept as well; 0 for none.
+        xla_flags: `tuned` passes the compiler options of `qa_jax/parallel/xla_flags.py`.
+        profile: first and last step of a profiler trace, written to OUTPUT_DIR/profile.
+    """
+
+    output_dir: str = "runs/qa_jax"
+    steps: int = 1000
+    seed: int = 0
+    init_from: str = ""
+    objective: str = "sft"
+    ema_decay: float = 0.0
+    length_exponent: float = 0.0
+    log_every: int = 10
+    save_every: int = 500
+    eval_every: int = 0
+    max_to_keep: int = 3
+    keep_period: int = 0
+    xla_flags: Literal["default", "tuned"] = "default"
+    profile: tuple[int, int] | None = None

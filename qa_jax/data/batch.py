@@ -1,0 +1,79 @@
+"""The batch of a training step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from qa_jax.config import HOP_LENGTH, num_frames
+from qa_jax.typing import AnyArray, Float, Int
+
+
+class TrainBatch(NamedTuple):
+    """One optimizer step's data: `accum` micro-batches of B rows and A clips.
+
+    NumPy arrays as they are read, JAX arrays once they are on devices; a micro-batch has the same
+    fields without the leading dimension.
+
+    Attributes:
+        tokens: ids.
+        segment_ids: 1, 2, ... for the records of a row, 0 at padding (on the right).
+        loss_weights: weight of predicting this token; 0 for tokens that are not targets.
+        waveform: audio at 16 kHz, or None in the bucket without audio.
+        num_frames: valid log-mel frames, or None.
+        reference_log_probs: precomputed log-probability of each row's completion, or None.
+
+    With several completions per record, B is that many times the bucket's rows: each batch shard
+    holds the first completions of its records, then the second ones, of the same prompts and clips.
+    """
+
+    tokens: Int[AnyArray, "*accum B T"]
+    segment_ids: Int[AnyArray, "*accum B T"]
+    loss_weights: Float[AnyArray, "*accum B T"]
+    waveform: Float[AnyArray, "*accum A S"] | None
+    num_frames: Int[AnyArray, "*accum A"] | None
+    reference_log_probs: Float[AnyArray, "*accum B"] | None = None
+
+
+def with_audio(
+    batch: TrainBatch, waveforms: list[list[np.ndarray]], num_clips: int, bucket: int
+) -> TrainBatch:
+    """The batch with each shard's clips, zero-padded to `num_clips` of the bucket's length."""
+    audio = np.zeros((len(waveforms), num_clips, bucket * HOP_LENGTH), np.float32)
+    frames = np.zeros((len(waveforms), num_clips), np.int32)
+    for shard, clips in enumerate(waveforms):
+        for i, waveform in enumerate(clips):
+            audio[shard, i, : waveform.size] = waveform
+            frames[shard, i] = num_frames(waveform.size)
+    return batch._replace(
+        waveform=audio.reshape(-1, audio.shape[-1]), num_frames=frames.reshape(-1)
+    )
+
+
+def stack_micro_batches(micro: list[TrainBatch], num_shards: int) -> TrainBatch:
+    """Micro-batches stacked; shards with fewer clips are zero-padded."""
+    num_clips = max(0 if m.num_frames is None else len(m.num_frames) // num_shards for m in micro)
+
+    def stack(arrays: Sequence[AnyArray | None], is_audio: bool = False) -> np.ndarray | None:
+        padded = []
+        for x in arrays:
+            if x is None:
+                return None
+            if is_audio:
+                x = x.reshape(num_shards, -1, *x.shape[1:])
+                x = np.pad(x, [(0, 0), (0, num_clips - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
+                x = x.reshape(num_shards * num_clips, *x.shape[2:])
+            padded.append(x)
+        return np.stack(padded)
+
+    tokens, segment_ids, loss_weights, waveform, frames, reference = zip(*micro, strict=True)
+    return TrainBatch(
+        stack(tokens),
+        stack(segment_ids),
+        stack(loss_weights),
+        stack(waveform, is_audio=True),
+        stack(frames, is_audio=True),
+        stack(reference),
+    )

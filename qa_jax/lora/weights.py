@@ -1,0 +1,60 @@
+"""The weights of an adapter, and merging them into a model's parameters."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from qa_jax.trees import flatten_dict, unflatten_dict
+from qa_jax.typing import AnyArray, Array, Float, ParamPath, Params
+
+
+class LoraWeights(NamedTuple):
+    """An adapter of some of a model's linear layers.
+
+    Attributes:
+        params: by the layer's path, `lora_a` (L, *in, rank) and `lora_b` (L, rank, *out), without L
+            for a layer that is not stacked; `in` and `out` are those of its kernel.
+        scales: by the layer's path, the factor of the product: alpha / rank, or alpha / sqrt(rank)
+            for rank-stabilized LoRA.
+    """
+
+    params: Params
+    scales: dict[ParamPath, float]
+
+
+def merge_lora(params: Params, adapter: LoraWeights, sign: float = 1.0) -> Params:
+    """Parameters with the adapter added (with sign -1: subtracted).
+
+    The product is computed in float32 and rounded once, to the parameters' dtype. Raises KeyError
+    for a layer that the model does not have.
+    """
+    flat = flatten_dict(params)
+    lora_params = flatten_dict(adapter.params)
+    for path, scale in adapter.scales.items():
+        kernel = flat[(*path, "kernel")]
+        a, b = lora_params[(*path, "lora_a")], lora_params[(*path, "lora_b")]
+        merged = kernel.astype(jnp.float32) + sign * scale * lora_delta(a, b, kernel.shape)
+        flat[(*path, "kernel")] = merged.astype(kernel.dtype)
+    return unflatten_dict(flat)
+
+
+def lora_delta(
+    a: Float[AnyArray, "*in_dims rank"], b: Float[AnyArray, "*out_dims"], shape: tuple[int, ...]
+) -> Float[Array, "*kernel_dims"]:
+    """A B as a kernel of `shape`, in float32 or wider."""
+    stacked = b.ndim + a.ndim - 2 > len(shape)
+    lead = shape[:1] if stacked else ()
+    dtype = jnp.promote_types(a.dtype, jnp.float32)
+    a2 = a.reshape(*lead, -1, a.shape[-1]).astype(dtype)
+    rank = a.shape[-1]
+    b2 = b.reshape(*lead, rank, math.prod(b.shape) // (math.prod(lead) * rank)).astype(dtype)
+    return jnp.matmul(a2, b2, precision=jax.lax.Precision.HIGHEST).reshape(shape)
+
+
+def is_lora_path(path: ParamPath) -> bool:
+    """Whether a parameter belongs to an adapter rather than to the model."""
+    return path[-1] in ("lora_a", "lora_b")

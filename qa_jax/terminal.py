@@ -1,0 +1,55 @@
+"""What the command-line programs share: exit codes, warnings, progress bars."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from qa_jax.errors import InputError
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total)."""
+
+
+def exit_code(command: Callable[[], int | None]) -> int:
+    """Runs a command; 2 is the exit code of every input that cannot be used."""
+    warnings.showwarning = _show_warning
+    try:
+        return command() or 0
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 0
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], *_: object, **__: object
+) -> None:
+    if issubclass(category, UserWarning):
+        print(f"warning: {message}", file=sys.stderr)
+
+
+@contextmanager
+def progress_bar(title: str, is_bytes: bool = False) -> Iterator[Progress]:
+    """A progress bar on stderr, if that is a terminal; of bytes with their speed."""
+    from rich import progress as rich
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    columns = list(rich.Progress.get_default_columns())
+    if is_bytes:
+        columns = [
+            rich.TextColumn(title),
+            rich.BarColumn(),
+            rich.DownloadColumn(),
+            rich.TransferSpeedColumn(),
+            rich.TimeRemainingColumn(),
+        ]
+    with rich.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,50 @@
+"""Log-probabilities of target tokens."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from qa_jax.data import TrainBatch
+from qa_jax.model import AudioInput, Qwen2Audio
+from qa_jax.train.cross_entropy import cross_entropy
+from qa_jax.typing import Array, Bool, Float
+
+
+class TokenLogProbs(NamedTuple):
+    """Of the tokens t + 1 of a micro-batch, given those up to t; T is one less than the batch's.
+
+    Attributes:
+        log_probs: 0 where masked.
+        is_argmax: whether the target is the argmax; False where masked.
+        loss_mask: whether the token has a loss weight and belongs to the same record as the token
+            before it.
+    """
+
+    log_probs: Float[Array, "B T"]
+    is_argmax: Bool[Array, "B T"]
+    loss_mask: Bool[Array, "B T"]
+
+
+def completion_log_probs(
+    model: Qwen2Audio, batch: TrainBatch, num_batch_shards: int = 1, rows_per_clip: int = 1
+) -> TokenLogProbs:
+    """Log-probabilities of a micro-batch's target tokens.
+
+    Args:
+        model: with its parameters bound.
+        batch: without its leading dimension.
+        num_batch_shards, rows_per_clip: see `qa_jax.model.qwen2_audio.merge_audio_embeddings`.
+    """
+    audio = None
+    if batch.waveform is not None and batch.num_frames is not None:
+        audio = AudioInput(batch.waveform, batch.num_frames)
+    hidden, _ = model(
+        batch.tokens, batch.segment_ids, audio, num_batch_shards, rows_per_clip=rows_per_clip
+    )
+    # Position t predicts token t + 1: the last position predicts nothing, and neither does a
+    # record's last token predict the next record's first.
+    same = batch.segment_ids[:, 1:] == batch.segment_ids[:, :-1]
+    loss_mask = same & (batch.loss_weights[:, 1:] > 0)
+    kernel = model.decoder.head(hidden.dtype)
+    nll, is_argmax = cross_entropy(hidden[:, :-1], kernel, batch.tokens[:, 1:], loss_mask)
+    return TokenLogProbs(-nll, is_argmax, loss_mask)

@@ -1,0 +1,39 @@
+"""Supervised fine-tuning and pre-training: cross-entropy on target tokens."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from qa_jax.data import TrainBatch
+from qa_jax.model import Qwen2Audio
+from qa_jax.train.objectives.base import LossOutput, Objective, batch_totals
+from qa_jax.train.objectives.log_probs import completion_log_probs
+from qa_jax.typing import Array, Key, Params
+
+
+class SFT(Objective):
+    """Cross-entropy on the assistant's tokens."""
+
+    def loss(
+        self,
+        params: Params,
+        batch: TrainBatch,
+        ref_params: Params | None,
+        rng: Key[Array, ""] | None,
+    ) -> LossOutput:
+        return next_token_loss(self.policy(params, rng), batch, self.num_batch_shards)
+
+
+def next_token_loss(model: Qwen2Audio, batch: TrainBatch, num_batch_shards: int = 1) -> LossOutput:
+    """Weighted cross-entropy of every target token, given all tokens before it.
+
+    Args:
+        model: with its parameters bound.
+        batch: without its leading dimension.
+        num_batch_shards: see `qa_jax.model.qwen2_audio.merge_audio_embeddings`.
+    """
+    log_probs, is_argmax, loss_mask = completion_log_probs(model, batch, num_batch_shards)
+    weights = jnp.where(loss_mask, batch.loss_weights[:, 1:], 0)
+    loss = -jnp.sum(log_probs.astype(weights.dtype) * weights)
+    means = {"accuracy": (jnp.sum(is_argmax), jnp.sum(loss_mask))}
+    return LossOutput(loss, jnp.sum(weights), means, batch_totals(batch, loss_mask))
