@@ -27,7 +27,7 @@ from common import cpu_name, replace_section
 from convert_weights.shards import Entry, Shards
 
 from qa_jax.config import preset, to_hf
-from qa_jax.hf import tensor_map
+from qa_jax.hf import TensorSpec, tensor_map
 
 COMMAND = [sys.executable, "-m", "qa_jax.cli"]
 

@@ -1,4 +1,4 @@
-"""What tests share: tiny models, tiny tokenizers, sounds, and the optional assets."""
+"""Shared fixtures: tiny models and tokenizers, audio files, and the optional assets."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import os
 import tempfile
 from pathlib import Path
 
-# Set before JAX starts: eight devices on any machine, and never an accelerator by accident.
+# Set before JAX starts: eight CPU devices on any machine.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests spend their time compiling: less optimization, and programs kept for those that ask again.
+# Tests spend their time compiling: less optimization, and a cache of compiled programs.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
@@ -20,21 +20,31 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_cpu_use_fusion_emitters=false",
     ]
 )
-if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share the directory of who started them
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share the directory of the main process
     _CACHE = tempfile.TemporaryDirectory(prefix="qa_jax_programs_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+
+from jaxtyping import install_import_hook
+
+import tests.typechecker  # noqa: F401  (the hook imports `tests` only)
+
+# Every annotation is checked at run time, with the shapes and dtypes of arrays.
+install_import_hook("qa_jax", "tests.typechecker.typechecker")
 
 import jax
 import numpy as np
 import pytest
 import soundfile
 
+import qa_jax
 from qa_jax import checkpoint
-from qa_jax.config import AudioConfig, ModelConfig, TextConfig
+from qa_jax.config import AudioConfig, ModelConfig, TextConfig, to_dict
 from qa_jax.data import Processor, SentencePiece
+from qa_jax.data.tokenizer import SPECIAL_TOKENS
 from qa_jax.model import Qwen2Audio, initialize
 
+CLIP = "<|audio_bos|><|AUDIO|><|audio_eos|>"
 TEXT = [
     "turn on the light in the kitchen",
     "what is three plus four",
@@ -164,3 +174,109 @@ def assets() -> Path:
     if not found or not Path(found).is_dir():
         pytest.skip("QA_JAX_ASSETS names no directory of recordings and vocabulary")
     return Path(found)
+
+
+@pytest.fixture
+def settings(tiny: ModelConfig, manifest: Path, tokenizer_dir: Path, tmp_path: Path) -> dict:
+    return {
+        "preset": "demo",
+        "model": to_dict(tiny),
+        "data": {
+            "train": str(manifest),
+            "tokenizer": str(tokenizer_dir),
+            "buckets": {204: 4},
+        },
+        "optimizer": {"peak_lr": 3e-3, "warmup_steps": 2},
+        "train": {"output_dir": str(tmp_path / "run"), "steps": 8, "log_every": 1, "save_every": 3},
+        "mesh": {"data": 1, "fsdp": 1, "tensor": 1},
+    }
+
+
+@pytest.fixture
+def one_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.runs import one_device_mesh
+
+    if "eight_devices" not in request.keywords:
+        one_device_mesh(monkeypatch)
+
+
+@pytest.fixture
+def job_settings(tiny: ModelConfig, manifest: Path, tokenizer_dir: Path, tmp_path: Path) -> dict:
+    return {
+        "preset": "demo",
+        "model": to_dict(tiny),
+        "data": {"train": str(manifest), "tokenizer": str(tokenizer_dir), "buckets": {204: 8}},
+        # Epsilon above rounding errors, of which Adam would otherwise use the sign.
+        "optimizer": {"peak_lr": 3e-3, "warmup_steps": 2, "eps": 1e-4},
+        "train": {"output_dir": str(tmp_path / "run"), "steps": 5, "log_every": 1, "save_every": 2},
+        "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
+    }
+
+
+@pytest.fixture
+def pairs(sounds: Path, tmp_path: Path) -> Path:
+    """Pairs of every form: voice chat, two clips, no clip, the short form, ms-swift's."""
+
+    def clip(i: int) -> dict:
+        return {"type": "audio", "audio": str(sounds / f"{i}.wav")}
+
+    chosen, rejected = {"chosen": "a man"}, {"rejected": "the light in the kitchen"}
+    user = {"role": "user", "content": [clip(0)]}
+    rows = [
+        {"messages": [user], **chosen, **rejected},
+        {
+            "messages": [{"role": "user", "content": [clip(1), clip(2)]}],
+            "chosen": [{"role": "assistant", "content": "seven"}],
+            "rejected": [{"role": "assistant", "content": "three plus four is seven"}],
+        },
+        {
+            "messages": [{"role": "user", "content": "what is three plus four"}],
+            **chosen,
+            **rejected,
+        },
+        {"audio": str(sounds / "3.wav"), "prompt": "turn on", **chosen, **rejected},
+        {
+            "messages": [
+                {"role": "user", "content": "<audio>what"},
+                {"role": "assistant", "content": "a man"},
+            ],
+            "audios": [str(sounds / "4.wav")],
+            "rejected_response": "a woman",
+        },
+        {
+            "messages": [user, {"role": "assistant", "content": "the fox"}, user],
+            **chosen,
+            **rejected,
+        },
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="session")
+def bpe_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small byte-level tokenizer in Qwen2's files, both kinds."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    directory = tmp_path_factory.mktemp("bpe")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXT, trainer)
+    tokenizer.model.save(str(directory))
+    size = tokenizer.get_vocab_size()
+    tokenizer.add_special_tokens([AddedToken(t, special=True) for t in SPECIAL_TOKENS])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    added = {str(size + i): {"content": t} for i, t in enumerate(SPECIAL_TOKENS)}
+    config = {"added_tokens_decoder": added}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def model(tiny_checkpoint: Path) -> qa_jax.LoadedModel:
+    return qa_jax.load(tiny_checkpoint)

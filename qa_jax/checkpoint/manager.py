@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +53,7 @@ def abstract_params(
 _StorageOptions = ocp.options.ArrayOptions.Saving.StorageOptions
 
 
-def _chunk_by_layer(path: Sequence[object], value: jax.Array) -> object | None:
+def _chunk_by_layer(path: Sequence[object], value: Any) -> object | None:
     """Stores large stacked parameters in chunks of at most a layer, so that `array_store` can read
     one layer without the others."""
     stacked = any(getattr(k, "key", None) == "layers" for k in path)

@@ -54,7 +54,7 @@ def load_audio(
         audio, sampling_rate = audio
     name = name or "audio"
     samples: np.ndarray
-    rate: float | None
+    rate: object
     if is_in_shard(audio):
         name = f"{Path(base) / audio}"
         samples, rate = _decode(io.BytesIO(read_shard_clip(audio, base)), name)
@@ -149,7 +149,7 @@ def _mono(samples: np.ndarray, name: str) -> np.ndarray:
     return samples.astype(np.float32)
 
 
-def _resample(samples: np.ndarray, rate: float | None, name: str) -> np.ndarray:
+def _resample(samples: np.ndarray, rate: object, name: str) -> np.ndarray:
     if rate is None:
         raise InputError(
             name, "samples without their sampling rate", "pass sampling_rate (--sampling-rate)"

@@ -32,7 +32,7 @@ class TrainBatch(NamedTuple):
     tokens: Int[AnyArray, "*accum B T"]
     segment_ids: Int[AnyArray, "*accum B T"]
     loss_weights: Float[AnyArray, "*accum B T"]
-    waveform: Float[AnyArray, "*accum A S"] | None
+    waveform: Float[AnyArray, "*accum A samples"] | None
     num_frames: Int[AnyArray, "*accum A"] | None
     reference_log_probs: Float[AnyArray, "*accum B"] | None = None
 

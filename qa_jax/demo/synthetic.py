@@ -10,7 +10,7 @@ import ctypes
 import functools
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -75,7 +75,7 @@ class _Espeak:
         self.library.espeak_SetSynthCallback(self._callback)
         self.library.espeak_ng_SetRandSeed(0)  # breath is random, by default seeded by the clock
 
-    def _collect(self, samples: ctypes.Array, count: int, _events: object) -> int:
+    def _collect(self, samples: Any, count: int, _events: object) -> int:
         if samples and count > 0:
             self._chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
         return 0

@@ -38,7 +38,7 @@ class DecodeState(NamedTuple):
     cache: KVCache
     attention_mask: Bool[Array, "B S"]
     position: Int[Array, " B"]
-    tokens: Int[Array, "B T"]
+    tokens: Int[Array, "B new"]
     length: Int[Array, ""]
     done: Bool[Array, " B"]
     seen: Bool[Array, "B V"] | None

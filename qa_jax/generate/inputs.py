@@ -39,7 +39,7 @@ class ModelInputs(NamedTuple):
 
     tokens: Int[AnyArray, "B T"]
     attention_mask: Bool[AnyArray, "B T"]
-    waveform: Float[AnyArray, "A S"] | Float[AnyArray, "A F M"] | None
+    waveform: Float[AnyArray, "A samples"] | Float[AnyArray, "A F M"] | None
     num_frames: Int[AnyArray, " A"] | None
 
 

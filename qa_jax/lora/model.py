@@ -10,20 +10,14 @@ from collections.abc import Collection
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from qa_jax.config import LoraConfig
 from qa_jax.errors import InputError, suggest
 from qa_jax.lora.layers import LoraLinear
 from qa_jax.model.layers import Linear, ones, zeros
-from qa_jax.model.module import (
-    Initializer,
-    Module,
-    ParamSpec,
-    param,
-    param_specs,
-    set_param_dtype,
-    submodules,
-)
+from qa_jax.model.module import Initializer, Module, param
+from qa_jax.model.params import ParamSpec, param_specs
 from qa_jax.trees import flatten_dict, unflatten_dict
 from qa_jax.typing import Array, DType, Float, Int, Key, ParamPath, Params
 
@@ -45,10 +39,10 @@ def add_lora(
     Raises:
         InputError: for a pattern that matches no linear layer.
     """
-    layers = submodules(model, Linear)
+    layers = _linear_layers(model)
     names = {path: "/".join(path) for path in layers}
     check_patterns("lora.target_modules", config.target_modules, names.values())
-    set_param_dtype(model, jnp.float32 if config.base_dtype == "float32" else jnp.bfloat16)
+    _set_param_dtype(model, jnp.float32 if config.base_dtype == "float32" else jnp.bfloat16)
     kernels = {path[:-1]: spec for path, spec in param_specs(model).items() if path[-1] == "kernel"}
     adapted = []
     for path, layer in layers.items():
@@ -91,6 +85,19 @@ def _lora_linear(
         if with_dropout and config.dropout:
             added["lora_key"] = declare((2,), ("rank",), zeros, jnp.uint32)
     return LoraLinear(layer, **added)  # type: ignore[arg-type]
+
+
+def _set_param_dtype(module: Module, dtype: DType) -> None:
+    """Declares the storage dtype of all of a module's parameters."""
+    for _, node in nnx.iter_graph(module):
+        if isinstance(node, nnx.Param):
+            node.set_metadata("param_dtype", dtype)
+
+
+def _linear_layers(model: Module) -> dict[ParamPath, Linear]:
+    """The linear layers by path, in a stable order."""
+    found = {tuple(map(str, p)): m for p, m in nnx.iter_graph(model) if isinstance(m, Linear)}
+    return dict(sorted(found.items()))
 
 
 def check_patterns(setting: str, patterns: Collection[str], names: Collection[str]) -> None:
@@ -136,7 +143,7 @@ def cast_to_param_dtypes(model: Module, params: Params) -> Params:
     Converts one parameter at a time, to bound peak memory; the caller must hold no other reference.
     """
     specs = param_specs(model)
-    layers = submodules(model, Linear)
+    layers = _linear_layers(model)
     flat = flatten_dict(params)
     del params
     cast = {}

@@ -4,14 +4,8 @@ from qa_jax.model.attention import AttentionMask
 from qa_jax.model.decoder import KVCache, TextDecoder
 from qa_jax.model.encoder import AudioEncoder
 from qa_jax.model.frontend import LogMel
-from qa_jax.model.module import (
-    ParamSpec,
-    bind,
-    count_parameters,
-    initialize,
-    param_specs,
-    unstack,
-)
+from qa_jax.model.module import bind
+from qa_jax.model.params import ParamSpec, count_parameters, initialize, param_specs, unstack
 from qa_jax.model.qwen2_audio import AudioInput, Qwen2Audio
 
 __all__ = [

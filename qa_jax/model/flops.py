@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from qa_jax.config import AudioConfig, ModelConfig, TextConfig, conv_length
-from qa_jax.model.module import ParamSpec
+from qa_jax.model.params import ParamSpec
 from qa_jax.typing import ParamPath
 
 

@@ -31,7 +31,7 @@ class AudioInput(NamedTuple):
         num_frames: valid log-mel frames of each clip; 0 marks a clip that pads the batch.
     """
 
-    waveform: Float[Array, "A S"] | Float[Array, "A F M"]
+    waveform: Float[Array, "A samples"] | Float[Array, "A F M"]
     num_frames: Int[Array, " A"]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qa_jax.api import LoadedModel
 from qa_jax.demo import corpus, pairs
 
 
@@ -27,7 +28,7 @@ def test_pairs_of_a_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         output.write_text("".join(json.dumps({"prediction": s}) + "\n" for s in said))
 
     monkeypatch.setattr(pairs, "evaluate", answered)
-    path = pairs.make_pairs(None, tmp_path, "train", 0, 20)  # type: ignore[arg-type]
+    path = pairs.make_pairs(object.__new__(LoadedModel), tmp_path, "train", 0, 20)
     made = [json.loads(line) for line in path.read_text().splitlines()]
     assert all(row["chosen"] != row["rejected"] for row in made)
     silent = [row for row in made if row["chosen"] == pairs.NO_QUESTION]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import jax
+import jax.numpy as jnp
 import librosa
 import numpy as np
 import pytest
@@ -107,7 +108,7 @@ def test_silence_is_minus_one_and_a_half() -> None:
 @pytest.mark.parametrize("samples", [100, 161, 160, (MAX_FRAMES + 1) * 160])
 def test_impossible_lengths_are_refused(samples: int) -> None:
     with pytest.raises(ValueError, match="multiple of 160"):
-        LogMel(80)(np.zeros((1, samples), np.float32))
+        LogMel(80)(jnp.zeros((1, samples)))
 
 
 def test_real_recordings(assets) -> None:  # type: ignore[no-untyped-def]

@@ -85,7 +85,7 @@ def dpo_loss(
         num_batch_shards: shards of the batch.
 
     Returns:
-        Unreduced sums over pairs. `reward_accuracy`: fraction of pairs whose chosen reward is larger;
+        Unreduced sums over pairs. `reward_accuracy`: fraction whose chosen reward is larger;
         `logp_accuracy`: whose chosen completion has the higher log-probability; `reward_margin`,
         `reward_chosen` and `reward_rejected`: beta times the log-ratio of policy and reference;
         `kl`: the mean log-ratio of the given completions, an off-policy estimate of the divergence

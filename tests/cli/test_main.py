@@ -1,0 +1,62 @@
+"""The command line: exit codes, errors of one line, and light imports."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qa_jax.cli import main
+from tests.cli.runs import refused
+
+
+def test_bad_checkpoints_and_settings(
+    capsys: pytest.CaptureFixture, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    error = refused(capsys, "generate", "--checkpoint", tmp_path, "--prompt", "hi")
+    assert f"{tmp_path}: contains neither" in error
+    error = refused(capsys, "convert", "to-jax", tmp_path, tmp_path / "x")
+    assert "config.json: not found" in error
+    config = tmp_path / "c.yaml"
+    config.write_text("train: {stepz: 3}\n")
+    assert "did you mean train.steps?" in refused(capsys, "train", "--config", config)
+    config.write_text("preset: demo\n")
+    assert "data.train: no manifest named" in refused(capsys, "train", "--config", config)
+    command = ["generate", "--checkpoint", tiny_checkpoint, "--prompt", "hi", "--top-p", "3"]
+    assert "top_p: 3.0 is out of range" in refused(capsys, *command)
+    assert "neither --audio nor --prompt" in refused(capsys, *command[:3])
+    with pytest.raises(SystemExit) as error:
+        main(["generate", "--checkpoint", str(tiny_checkpoint), "--audios", "x.wav"])
+    assert error.value.code == 2
+
+
+def test_importing_loads_no_heavy_modules() -> None:
+    code = (
+        "import time; t = time.perf_counter(); import qa_jax, sys; t = time.perf_counter() - t;"
+        "print(t, [m for m in ('torch', 'transformers', 'tensorboard', 'tensorboardX', 'librosa',"
+        " 'grain', 'tensorflow') if m in sys.modules])"
+    )
+    runs = []
+    for _ in range(3):
+        out = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        seconds, _, modules = out.stdout.strip().partition(" ")
+        assert modules == "[]"
+        runs.append(float(seconds))
+    assert min(runs) < 3
+
+
+def test_no_module_imports_torch() -> None:
+    """Only the comparison that `verify --logits` asks for imports torch or transformers."""
+    root = Path(__file__).parents[1]
+    paths = {*root.glob("qa_jax/**/*.py"), *root.glob("tools/**/*.py")}
+    for path in paths - {root / "tools" / "convert_weights" / "logits.py"}:
+        for line in path.read_text().splitlines():
+            words = line.split()
+            assert not (
+                words[:1] in (["import"], ["from"])
+                and words[1].startswith(("torch", "transformers"))
+            ), path

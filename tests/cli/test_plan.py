@@ -1,0 +1,33 @@
+"""`qa-jax plan`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qa_jax import cli
+from tests.plan.configs import needs_libtpu
+
+
+@needs_libtpu
+def test_plan(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("preset: demo\ndata: {buckets: {504: 8}, packed_length: 256}\n")
+    arguments = ["plan", "--config", str(recipe), "--model.dtype", "bfloat16"]
+    assert cli.main([*arguments, "--topology", "v5p:2x2x1", "--quick", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["fits"] and plan["compiled"] and plan["devices"] == 4
+    assert plan["bytes_per_chip"]["parameters"] > 0 and plan["hbm_bytes_per_chip"] == 95 * 2**30
+    assert 0 < plan["mfu_bound"] < 1 and plan["bound"] in plan["seconds"]
+    assert plan["parameters"] > 0 and plan["flops_per_chip"] > 0 and plan["compile_seconds"] > 0
+    assert cli.main([*arguments, "--topology", "h100:8"]) == 0
+    assert "fits (analytic)" in capsys.readouterr().out
+    decode = [*arguments, "--topology", "v5p:2x2x1", "--job", "decode", "--data.max_tokens", "256"]
+    assert cli.main([*decode, "--quick", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["fits"] and plan["compiled"] and plan["shapes"]["num_tokens"] == 1
+    # Keys and values of two rows a chip, of 256 tokens and as many to come, in all layers.
+    assert plan["bytes_per_chip"]["cache"] == 2 * 2 * 2 * 512 * 4 * 32 * 2
+    assert plan["network_bytes_per_chip"]["all-gather"] > 0

@@ -1,0 +1,76 @@
+"""The processor: placeholders, targets, padding, and errors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from qa_jax.data import Processor, apply_chat_template
+from qa_jax.errors import InputError
+from tests.conftest import CLIP, sound
+
+
+def part(seconds: float = 0.5, **more: object) -> dict:
+    return {"type": "audio", "audio": (sound(seconds), 16_000), **more}
+
+
+def test_placeholders_are_expanded(processor: Processor) -> None:
+    batch = processor([f"{CLIP}what", "no sound"], [(sound(1.0), 16_000)])
+    assert (batch["input_ids"][0] == processor.audio_token_id).sum() == 25
+    assert batch["audio"].shape == (1, 16_000) and batch["audio_lengths"].tolist() == [16_000]
+    row = batch["input_ids"][1][batch["attention_mask"][1] == 1]
+    assert processor.tokenizer.decode(row.tolist()) == "no sound"
+    assert batch["attention_mask"][1, 0] == 0, "padded on the left"
+    right = processor([f"{CLIP}what", "no"], [(sound(1.0), 16_000)], padding_side="right")
+    assert right["attention_mask"][1, -1] == 0 and right["attention_mask"][1, 0] == 1
+
+
+def test_one_conversation_or_several(processor: Processor) -> None:
+    one = [{"role": "user", "content": [part(0.5)]}]
+    two = [{"role": "user", "content": [part(0.3), part(0.9)]}]
+    batch = processor.apply_chat_template([one, two], add_generation_prompt=True)
+    assert batch["audio_lengths"].tolist() == [8_000, 4_800, 14_400]
+    alone = processor.apply_chat_template(one, add_generation_prompt=True)
+    kept = batch["attention_mask"][0] == 1
+    np.testing.assert_array_equal(batch["input_ids"][0][kept], alone["input_ids"][0])
+
+
+def test_targets_are_the_assistants_tokens(processor: Processor) -> None:
+    messages = [
+        {"role": "user", "content": [part(1.0)]},
+        {"role": "assistant", "content": "three plus four"},
+        {"role": "user", "content": "what"},
+        {"role": "assistant", "content": "seven"},
+    ]
+    ids, answer = processor.tokenize_with_targets(apply_chat_template(messages), [16_000])
+    learned = [i for i, a in zip(ids, answer, strict=True) if a]
+    text = processor.tokenizer.decode(learned, skip_special_tokens=False)
+    assert text == "three plus four<|im_end|>seven<|im_end|>"
+    assert ids == processor.tokenize(apply_chat_template(messages).text, [16_000])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (dict(text=CLIP), r"1 <\|AUDIO\|> placeholder\(s\) for 0 clip\(s\)"),
+        (dict(text="hi", audio=[(sound(1), 16_000)]), r"0 <\|AUDIO\|> placeholder\(s\) for 1"),
+        (dict(text=CLIP, audio=[sound(1)]), "without their sampling rate"),
+        (
+            dict(text=CLIP, audio=[sound(1)], sampling_rate=8_000),
+            "8000 Hz, the model's rate is 16000",
+        ),
+        (dict(text=CLIP, audio=sound(1), audios=sound(1)), "given twice"),
+        (dict(text=CLIP, audio=sound(1), sampling_rate=16_000, padding_side="up"), "padding_side"),
+    ],
+)
+def test_bad_calls_are_refused(processor: Processor, call: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        processor(**call)
+
+
+def test_audios_is_an_alias_of_audio(processor: Processor) -> None:
+    new = processor(CLIP, audio=[sound(1)], sampling_rate=16_000)
+    old = processor(CLIP, audios=[sound(1)], sampling_rate=16_000)
+    np.testing.assert_array_equal(new["audio"], old["audio"])
+    with pytest.raises(TypeError):
+        processor(CLIP, sound=[sound(1)])  # type: ignore[call-arg]

@@ -1,0 +1,41 @@
+"""Evaluation of preference pairs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qa_jax import load
+from qa_jax.cli import main
+from qa_jax.data import read_manifest
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
+def test_scores_equal_the_logits(
+    pairs: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the command line, as the objective sees them."""
+    kept = tmp_path / "kept.jsonl"
+    command = ["evaluate", "--checkpoint", str(tiny_checkpoint), str(pairs), "--output", str(kept)]
+    assert main([*command, "--batch-size", "4"]) == 0
+    assert "6 pairs  logp accuracy" in capsys.readouterr().out
+    rows = [json.loads(line) for line in kept.read_text().splitlines()]
+    assert [r["source"] for r in rows] == [f"{pairs}:{i}" for i in range(1, 7)]
+    qa = load(tiny_checkpoint)
+    assert qa.processor is not None
+    for row, record in zip(rows, read_manifest(pairs), strict=True):
+        waves = qa.processor.load(record.prompt.audio)
+        for name, prompt in zip(("chosen", "rejected"), record.completions(), strict=True):
+            ids, answer = qa.processor.tokenize_with_targets(prompt, [w.size for w in waves])
+            batch = qa.processor.collate([ids], waves, "right")
+            scores = jax.nn.log_softmax(jnp.asarray(qa.logits(batch)[0]))
+            wanted = np.flatnonzero(answer)
+            expected = sum(float(scores[i - 1, ids[i]]) for i in wanted)
+            assert row[name] == pytest.approx(expected, rel=1e-4)
+            assert row[f"{name}_tokens"] == len(wanted)

@@ -1,0 +1,49 @@
+"""Dtypes of the frozen base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import qa_jax
+from qa_jax.config import LoraConfig, RunConfig
+from qa_jax.lora import add_lora, cast_to_param_dtypes
+from qa_jax.model import Qwen2Audio, bind
+from qa_jax.train import train
+from tests.runs import config, losses
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
+DECODER = '--lora.target_modules=["decoder/.*_proj", "projector"]'
+
+
+def lora(settings: dict, init: Path, *more: str) -> RunConfig:
+    chosen = [DECODER, "--lora.rank=4", "--lora.base_dtype=float32", f"--train.init_from={init}"]
+    return config(settings, *chosen, *more)
+
+
+@pytest.mark.parametrize("base", ["bfloat16", "int8"])
+def test_base_dtypes(base: Any, settings: dict, tiny_checkpoint: Path) -> None:
+    """In fewer bits it answers nearly as before, and the adapters still learn."""
+    qa = qa_jax.load(tiny_checkpoint)
+    model = Qwen2Audio(qa.config)
+    add_lora(model, LoraConfig(base_dtype=base), adapters=False)
+    held = cast_to_param_dtypes(model, qa.params)
+    kernel = held["decoder"]["layers"]["mlp"]["up_proj"]["kernel"]
+    assert kernel.dtype == base and held["decoder"]["embed_tokens"].dtype == jnp.bfloat16
+    ids = jnp.arange(30).reshape(2, 15)
+    plain, other = bind(Qwen2Audio(qa.config))(qa.params), bind(model)(held)
+    expected = plain(ids, jnp.ones_like(ids))[0]
+    error = np.abs(other(ids, jnp.ones_like(ids))[0] - expected).max() / np.abs(expected).max()
+    assert 0 < error < 0.03
+    if base == "bfloat16":
+        return
+    more = ("--train.steps=12", "--optimizer.peak_lr=3e-2", f"--lora.base_dtype={base}")
+    train(lora(settings, tiny_checkpoint, *more))
+    curve = losses(settings["train"]["output_dir"])
+    assert np.mean(curve[-3:]) < np.mean(curve[:3])

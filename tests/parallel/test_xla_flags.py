@@ -1,0 +1,25 @@
+"""XLA options."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+
+from qa_jax.parallel.xla_flags import xla_flags
+from qa_jax.plan import find_target
+from tests.plan.configs import needs_libtpu
+
+
+@needs_libtpu
+def test_compilers_accept_the_options() -> None:
+    """Every option of `train.xla: tuned` is one that the platform's compiler knows."""
+    devices = {"tpu": find_target("v6e:2x4").devices[0], "gpu": jax.devices()[0]}
+    for platform, device in devices.items():
+        place = jax.sharding.SingleDeviceSharding(device)
+        x = jax.ShapeDtypeStruct((128, 128), jax.numpy.bfloat16, sharding=place)
+        lowered = jax.jit(lambda x: x @ x).lower(x)
+        for name, value in xla_flags(platform, "tuned").items():
+            lowered.compile({name: value})
+        with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option"):
+            lowered.compile({f"xla_{platform}_no_such_option": True})
+        assert not xla_flags(platform, "plain")

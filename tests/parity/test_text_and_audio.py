@@ -1,0 +1,201 @@
+"""Log-mels, prompts, ids and sampling against transformers' own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qa_jax.config import SamplingConfig
+from qa_jax.data import ByteLevelBPE, Processor, apply_chat_template, load_audio
+from qa_jax.errors import InputError
+from qa_jax.generate.sampling import apply_temperature_top_k_top_p
+from qa_jax.model import LogMel
+from tests.conftest import sound
+from tests.model.test_frontend import signals
+
+CLIP = "<|audio_bos|><|AUDIO|><|audio_eos|>"
+
+
+def compare_log_mels(wave: np.ndarray, bins: int) -> float:
+    """Largest difference from transformers' float64 path.
+
+    Its float32 path (taken where torch is installed) is itself up to 7e-5 off that one, so our
+    distance to it is held to its own error and no more.
+    """
+    from transformers import WhisperFeatureExtractor
+
+    extractor = WhisperFeatureExtractor(feature_size=bins)
+    full = np.zeros((1, 480_000), np.float32)
+    full[0, : wave.size] = wave
+    mine = np.asarray(jax.jit(LogMel(bins))(full))[0]
+    exact = extractor._np_extract_fbank_features(full, "cpu")[0].T
+    rounded = extractor(wave, sampling_rate=16_000)["input_features"][0].T
+    assert np.abs(mine - rounded).max() < 2e-5 + np.abs(rounded - exact).max()
+    return float(np.abs(mine - exact).max())
+
+
+@pytest.mark.parametrize("bins", [80, 128])
+@pytest.mark.parametrize("name", signals())
+def test_log_mel(name: str, bins: int) -> None:
+    assert compare_log_mels(signals()[name], bins) < 2e-5
+
+
+def test_log_mel_of_real_recordings(assets: Path) -> None:
+    rows = [json.loads(x) for x in (assets / "audio/manifest.jsonl").read_text().splitlines()]
+    worst = 0.0
+    for row in rows[::7]:
+        try:
+            wave = load_audio(assets / "audio" / row["audio"], long_audio="truncate")
+        except InputError:
+            continue  # a clip too short to be heard at all
+        worst = max(worst, compare_log_mels(wave, 128))
+    assert worst < 2e-5
+
+
+@pytest.fixture(params=["small", "real"])
+def processors(request: pytest.FixtureRequest, bpe_dir: Path) -> tuple[Processor, Any]:
+    """Ours and transformers' over the same tokenizer files."""
+    from transformers import PreTrainedTokenizerFast, Qwen2AudioProcessor, WhisperFeatureExtractor
+
+    folder = bpe_dir
+    if request.param == "real":
+        folder = request.getfixturevalue("assets") / "tokenizer"
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"),
+        pad_token="<|endoftext|>",
+        padding_side="left",
+    )
+    theirs = Qwen2AudioProcessor(WhisperFeatureExtractor(feature_size=128), tokenizer)
+    return Processor(ByteLevelBPE(folder)), theirs
+
+
+def clip(seconds: float, seed: int) -> np.ndarray:
+    return sound(seconds, seed)
+
+
+CONVERSATIONS = {
+    "single clip": [("user", [0.7, "What's that sound?"])],
+    "several clips": [("user", [0.5, 2.03, "How do these differ?"])],
+    "voice chat": [("user", [1.1])],
+    "text only": [("user", ["Hello there."])],
+    "own system prompt": [("system", "Be brief."), ("user", [0.3, "What?"])],
+    "multi-turn": [
+        ("user", [0.4, "What's that sound?"]),
+        ("assistant", "It is the sound of glass shattering."),
+        ("user", [0.9, "How about this one?"]),
+        ("assistant", "Throat clearing."),
+        ("user", ["Are you  sure?\n\nReally?"]),
+    ],
+}
+
+
+def messages_of(name: str) -> list[dict]:
+    messages = []
+    for i, (role, content) in enumerate(CONVERSATIONS[name]):
+        parts: Any = content
+        if isinstance(content, list):
+            parts = [
+                {"type": "text", "text": p}
+                if isinstance(p, str)
+                else {"type": "audio", "audio": clip(p, i), "sampling_rate": 16_000}
+                for p in content
+            ]
+        messages.append({"role": role, "content": parts})
+    return messages
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_chats(processors: tuple, name: str) -> None:
+    mine, theirs = processors
+    messages = messages_of(name)
+    plain = [
+        {**m, "content": [{**p, "audio": "x"} if "audio" in p else p for p in m["content"]]}
+        if isinstance(m["content"], list)
+        else m
+        for m in messages
+    ]
+    text = theirs.apply_chat_template(plain, add_generation_prompt=True, tokenize=False)
+    assert apply_chat_template(messages, add_generation_prompt=True).text == text
+    clips = [
+        p["audio"]
+        for m in messages
+        if isinstance(m["content"], list)
+        for p in m["content"]
+        if "audio" in p
+    ]
+    expected = theirs(
+        text=text, audio=clips or None, sampling_rate=16_000, return_tensors="np", padding=True
+    )
+    batch = mine.apply_chat_template(messages, add_generation_prompt=True)
+    np.testing.assert_array_equal(batch["input_ids"], expected["input_ids"])
+    np.testing.assert_array_equal(batch["attention_mask"], expected["attention_mask"])
+
+
+def test_base_prompts_in_a_batch(processors: tuple) -> None:
+    mine, theirs = processors
+    texts = [
+        f"{CLIP}Generate the caption in English:",
+        f"{CLIP}Detect the language and recognize the speech: <|en|>",
+        f"{CLIP} and {CLIP}",
+    ]
+    clips = [clip(0.5, 0), clip(3.21, 1), clip(0.021, 2), clip(1, 3)]
+    batch = mine(texts, clips, sampling_rate=16_000)
+    expected = theirs(
+        text=texts, audio=clips, sampling_rate=16_000, return_tensors="np", padding=True
+    )
+    for key in ("input_ids", "attention_mask"):
+        np.testing.assert_array_equal(batch[key], expected[key])
+
+
+@pytest.mark.parametrize("knobs", [dict(top_k=3), dict(top_p=0.6), dict(top_k=7, top_p=0.8)])
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.9])
+def test_sampling_knobs(knobs: dict, temperature: float) -> None:
+    import torch
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    logits = np.random.default_rng(0).standard_normal((5, 40)).astype(np.float32) * 3
+    theirs = TemperatureLogitsWarper(temperature)(None, torch.tensor(logits))
+    if "top_k" in knobs:
+        theirs = TopKLogitsWarper(knobs["top_k"])(None, theirs)
+    if "top_p" in knobs:
+        theirs = TopPLogitsWarper(knobs["top_p"])(None, theirs)
+    mine = apply_temperature_top_k_top_p(
+        jnp.asarray(logits), SamplingConfig(temperature=temperature, **knobs)
+    )
+    np.testing.assert_allclose(mine, theirs.numpy(), rtol=1e-6)
+
+
+def test_repetition_penalty(tmp_path: Path) -> None:
+    """Greedy answers under a penalty, one row: nothing is padded, so both count the same tokens."""
+    import torch
+
+    import qa_jax
+    from tests.parity.conftest import as_torch, random_batch, random_reference, save
+
+    model = random_reference(2)
+    batch = random_batch(model, 2)
+    first = int((batch["input_ids"][0] == 80).sum())
+    clips = np.cumsum(((batch["feature_attention_mask"].sum(1) - 1) // 2 + 1) // 2)
+    n = int(np.searchsorted(clips, first)) + 1
+    kept = batch["attention_mask"][0] == 1
+    row = {
+        "input_ids": batch["input_ids"][:1, kept],
+        "attention_mask": batch["attention_mask"][:1, kept],
+        "input_features": batch["input_features"][:n],
+        "feature_attention_mask": batch["feature_attention_mask"][:n],
+    }
+    qa = qa_jax.load(save(model, tmp_path / "hf"))
+    tensors = as_torch(row, torch.float32)
+    del tensors["position_ids"]
+    with torch.no_grad():
+        theirs = model.generate(
+            **tensors, max_new_tokens=32, do_sample=False, repetition_penalty=1.4
+        )[:, row["input_ids"].shape[1] :]
+    ours_ = qa.generate(row, max_new_tokens=32, temperature=0.0, repetition_penalty=1.4)
+    assert ours_ == theirs.tolist()

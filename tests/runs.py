@@ -1,0 +1,74 @@
+"""Training runs of the tests: configurations, losses, interruptions."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+from jax.sharding import Mesh
+
+from qa_jax.config import RunConfig, parse
+from qa_jax.data import TrainBatch
+from qa_jax.train import loop
+from qa_jax.train.metrics import read_metrics
+
+
+def config(settings: dict, *overrides: str) -> RunConfig:
+    return parse(RunConfig, _copy(settings), "test", overrides)
+
+
+def _copy(settings: dict) -> dict:
+    raw = json.loads(json.dumps(settings))
+    raw["data"]["buckets"] = {int(k): v for k, v in raw["data"]["buckets"].items()}
+    return raw
+
+
+def at(settings: dict, output_dir: Path, **changes: Any) -> dict:
+    """The settings with another output directory and other values, by section."""
+    raw = _copy(settings)
+    raw["train"]["output_dir"] = str(output_dir)
+    for section, values in changes.items():
+        raw[section] |= values
+    return raw
+
+
+def dpo_config(settings: dict, pairs: Path, init_from: Path, *more: str) -> RunConfig:
+    overrides = ["--train.objective=dpo", f"--data.train={pairs}", f"--train.init_from={init_from}"]
+    return config(settings, *overrides, "--optimizer.warmup_steps=0", *more)
+
+
+def one_device_mesh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make_mesh` uses all devices; the tests have eight."""
+    first = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda *_: first)
+
+
+def losses(output_dir: str | Path) -> list[float]:
+    return [row["loss"] for row in read_metrics(Path(output_dir) / "metrics.jsonl")]
+
+
+class stopping_after:
+    """Sends SIGINT to this process at the given step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def __enter__(self) -> None:
+        self.original = loop.shard_batch
+        calls = 0
+
+        def shard_batch(batch: TrainBatch, mesh: Mesh) -> TrainBatch:
+            nonlocal calls
+            calls += 1
+            if calls == self.step:
+                signal.raise_signal(signal.SIGINT)
+            return self.original(batch, mesh)
+
+        loop.shard_batch = shard_batch
+
+    def __exit__(self, *_: object) -> None:
+        loop.shard_batch = self.original
