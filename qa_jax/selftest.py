@@ -175,6 +175,7 @@ class _SmallModel:
 
     def loss(self, config: ModelConfig, batch: TrainBatch, num_shards: int = 1) -> Callable:
         bound = bind(Qwen2Audio(config))
+        batch = jax.tree.map(jnp.asarray, batch)
 
         def mean(params: Params) -> jax.Array:
             out = next_token_loss(bound(params), batch, num_shards)
@@ -258,7 +259,11 @@ class _SmallModel:
         expected: list[int] = []
         for _ in answer:
             tokens = np.array([row + expected])
-            whole = batch._replace(tokens=tokens, segment_ids=np.ones_like(tokens))
+            whole = batch._replace(
+                tokens=tokens,
+                segment_ids=np.ones_like(tokens),
+                loss_weights=np.zeros(tokens.shape, np.float32),
+            )
             expected.append(int(self.logits(whole)[0, -1].argmax()))
         return float(np.mean(np.array(answer) != np.array(expected)))
 

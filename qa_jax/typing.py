@@ -1,6 +1,7 @@
 """Array types for signatures: jaxtyping's, with the shape letters of `docs/architecture.md`.
 
-B batch, A audio clips, F log-mel frames, M mel bins, P audio embeddings, T tokens, S keys, D embedding, N heads, K key-value heads, H head size, V vocabulary, L layers. The tests check every
+B batch, A audio clips, F log-mel frames, M mel bins, P audio embeddings, T tokens, S keys,
+D embedding, N heads, K key-value heads, H head size, V vocabulary, L layers. The tests check every
 annotation at run time (`tests/conftest.py`); elsewhere annotations cost nothing.
 """
 

@@ -38,7 +38,7 @@ class TrainBatch(NamedTuple):
 
 
 def with_audio(
-    batch: TrainBatch, waveforms: list[list[np.ndarray]], num_clips: int, bucket: int
+    batch: TrainBatch, waveforms: list[list[Float[np.ndarray, " _"]]], num_clips: int, bucket: int
 ) -> TrainBatch:
     """The batch with each shard's clips, zero-padded to `num_clips` of the bucket's length."""
     audio = np.zeros((len(waveforms), num_clips, bucket * HOP_LENGTH), np.float32)

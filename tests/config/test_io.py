@@ -138,7 +138,7 @@ def test_recipe_overrides_preset_and_command_line_overrides_recipe(tmp_path: Pat
 
 
 def test_every_recipe_is_readable() -> None:
-    recipes = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+    recipes = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
     assert {"demo.yaml", "sft_7b.yaml"} <= {p.name for p in recipes}
     for path in recipes:
         config = load_run_config(path)

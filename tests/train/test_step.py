@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -78,7 +79,7 @@ def test_memory_settings_do_not_change_gradients(
             params, batch = initial_state(run).params, run.data.batch(0)
 
             def loss(params: Any) -> jax.Array:
-                first = jax.tree.map(lambda x: x[0], batch)
+                first = jax.tree.map(lambda x: jnp.asarray(x[0]), batch)
                 out = objective.loss(params, first, None, None)
                 return out.loss / out.weight
 

@@ -5,7 +5,7 @@ from qa_jax.errors import InputError, suggest
 from qa_jax.train.models import PolicyModels
 from qa_jax.train.objectives.base import LossOutput, Objective
 from qa_jax.train.objectives.dpo import DPO
-from qa_jax.train.objectives.log_probs import completion_log_probs
+from qa_jax.train.objectives.log_probs import chosen_and_rejected, completion_log_probs
 from qa_jax.train.objectives.sft import SFT, next_token_loss
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -33,6 +33,7 @@ __all__ = [
     "SFT",
     "LossOutput",
     "Objective",
+    "chosen_and_rejected",
     "completion_log_probs",
     "make_objective",
     "next_token_loss",

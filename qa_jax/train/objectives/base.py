@@ -36,7 +36,7 @@ class LossOutput(NamedTuple):
     means: dict[str, tuple[Array, Array]]
     totals: dict[str, Array]
 
-    def metrics(self) -> dict[str, Array]:
+    def metrics(self) -> dict[str, Float[Array, ""]]:
         """Averaged means, and the totals, by name."""
         return {k: x / jnp.maximum(n, 1) for k, (x, n) in self.means.items()} | self.totals
 
@@ -99,7 +99,7 @@ class Objective(ABC):
 
 
 def batch_totals(
-    batch: TrainBatch, loss_mask: Bool[Array, "B T"]
+    batch: TrainBatch, loss_mask: Bool[Array, "B targets"]
 ) -> dict[str, Int[Array, ""] | Float[Array, ""]]:
     """Target tokens and seconds of audio of a micro-batch."""
     seconds = jnp.zeros(()) if batch.num_frames is None else jnp.sum(batch.num_frames) * 0.01

@@ -11,7 +11,7 @@ from qa_jax.errors import InputError
 from qa_jax.model import bind, param_specs
 from qa_jax.train.models import PolicyModels
 from qa_jax.train.objectives.base import LossOutput, Objective, Reference, batch_totals
-from qa_jax.train.objectives.log_probs import completion_log_probs
+from qa_jax.train.objectives.log_probs import chosen_and_rejected, completion_log_probs
 from qa_jax.trees import flatten_dict, unflatten_dict
 from qa_jax.typing import Array, Bool, Float, Key, Params
 
@@ -74,8 +74,7 @@ def dpo_loss(
 ) -> LossOutput:
     """DPO loss and reward metrics; the losses are those of TRL 1.16.
 
-    The first half of each shard's rows are chosen completions, the second half the rejected ones
-    of the same prompts. A pair without tokens pads the batch.
+    A pair without tokens pads the batch.
 
     Args:
         config: which loss.
@@ -93,8 +92,7 @@ def dpo_loss(
     """
 
     def pairs(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        both = x.reshape(num_batch_shards, 2, -1)
-        return both[:, 0].reshape(-1), both[:, 1].reshape(-1)
+        return chosen_and_rejected(x, num_batch_shards)
 
     policy = jnp.sum(log_probs, axis=1)
     log_ratio = policy - reference_log_probs.astype(policy.dtype)

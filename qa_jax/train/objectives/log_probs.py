@@ -7,11 +7,11 @@ from typing import NamedTuple
 from qa_jax.data import TrainBatch
 from qa_jax.model import AudioInput, Qwen2Audio
 from qa_jax.train.cross_entropy import cross_entropy
-from qa_jax.typing import Array, Bool, Float
+from qa_jax.typing import Array, Bool, Float, Shaped
 
 
 class TokenLogProbs(NamedTuple):
-    """Of the tokens t + 1 of a micro-batch, given those up to t; T is one less than the batch's.
+    """Of the tokens t + 1 of a micro-batch, given those up to t: targets is T - 1.
 
     Attributes:
         log_probs: 0 where masked.
@@ -20,9 +20,21 @@ class TokenLogProbs(NamedTuple):
             before it.
     """
 
-    log_probs: Float[Array, "B T"]
-    is_argmax: Bool[Array, "B T"]
-    loss_mask: Bool[Array, "B T"]
+    log_probs: Float[Array, "B targets"]
+    is_argmax: Bool[Array, "B targets"]
+    loss_mask: Bool[Array, "B targets"]
+
+
+def chosen_and_rejected(
+    x: Shaped[Array, " B"], num_batch_shards: int = 1
+) -> tuple[Shaped[Array, " pairs"], Shaped[Array, " pairs"]]:
+    """Values of the chosen and of the rejected completion of each pair.
+
+    The first half of each shard's rows are chosen completions, the second half the rejected ones
+    of the same prompts.
+    """
+    both = x.reshape(num_batch_shards, 2, -1)
+    return both[:, 0].reshape(-1), both[:, 1].reshape(-1)
 
 
 def completion_log_probs(

@@ -90,7 +90,7 @@ def test_the_reference_gets_no_gradient(settings: dict, pairs: Path, tiny_checkp
     run = prepare(dpo_config(settings, pairs, tiny_checkpoint, "--data.buckets={204: 8}"))
     objective = make_objective(run.config, run.models, 1)
     params = initial_state(run).params
-    batch = jax.tree.map(lambda x: x[0], run.data.batch(0))
+    batch = jax.tree.map(lambda x: jnp.asarray(x[0]), run.data.batch(0))
 
     def loss(policy: Any, reference: Any) -> jax.Array:
         return objective.loss(policy, batch, reference, None).loss
