@@ -2,7 +2,7 @@
 
     python benchmarks/plan_memory.py
 
-The 8.4B step at one batch size, with chunked and with unchunked attention and cross-entropy, compiled
+The 8.4B step at one batch size, with chunked and unchunked attention and cross-entropy, compiled
 for a topology on which both fit. Needs libtpu, and no TPU. Writes a table in docs/plan.md.
 """
 

@@ -113,7 +113,7 @@ def tiny_checkpoint(
     return directory
 
 
-def sound(seconds: float, seed: int = 0, rate: int = 16_000) -> np.ndarray:
+def make_waveform(seconds: float, seed: int = 0, rate: int = 16_000) -> np.ndarray:
     """Tones in noise, float32."""
     rng = np.random.default_rng(seed)
     t = np.arange(int(seconds * rate)) / rate
@@ -122,25 +122,29 @@ def sound(seconds: float, seed: int = 0, rate: int = 16_000) -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
-def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory of sound files, good ones and one for every fault."""
+def audio_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of audio files: valid ones, and one for every fault."""
     directory = tmp_path_factory.mktemp("sounds")
     for i in range(6):
-        soundfile.write(directory / f"{i}.wav", sound(0.4 + 0.15 * i, i), 16_000)
+        soundfile.write(directory / f"{i}.wav", make_waveform(0.4 + 0.15 * i, i), 16_000)
     soundfile.write(directory / "long.wav", np.zeros(16_000 * 31, np.float32), 16_000)
     soundfile.write(directory / "short.wav", np.zeros(320, np.float32), 16_000)
-    soundfile.write(directory / "stereo.wav", np.stack([sound(1, 1), sound(1, 2)], axis=1), 16_000)
-    soundfile.write(directory / "44k.flac", sound(1, rate=44_100), 44_100)
-    bad = sound(1)
+    soundfile.write(
+        directory / "stereo.wav",
+        np.stack([make_waveform(1, 1), make_waveform(1, 2)], axis=1),
+        16_000,
+    )
+    soundfile.write(directory / "44k.flac", make_waveform(1, rate=44_100), 44_100)
+    bad = make_waveform(1)
     bad[100] = np.nan
     soundfile.write(directory / "nan.wav", bad, 16_000, subtype="FLOAT")
-    np.save(directory / "samples.npy", sound(1))
+    np.save(directory / "samples.npy", make_waveform(1))
     (directory / "text.wav").write_text("this is no sound")
     return directory
 
 
 @pytest.fixture
-def manifest(sounds: Path, tmp_path: Path) -> Path:
+def manifest(audio_files: Path, tmp_path: Path) -> Path:
     """Twelve records of every form: voice chat, analysis, two clips, no clip, the short form."""
 
     def chat(parts: list[dict], answer: str) -> dict:
@@ -152,14 +156,18 @@ def manifest(sounds: Path, tmp_path: Path) -> Path:
         }
 
     def clip(i: int) -> dict:
-        return {"type": "audio", "audio": str(sounds / f"{i}.wav")}
+        return {"type": "audio", "audio": str(audio_files / f"{i}.wav")}
 
     rows = [
         chat([clip(0)], "three plus four is seven"),
         chat([clip(1), {"type": "text", "text": "Is the speaker a man or a woman?"}], "a man"),
         chat([clip(2), clip(3), {"type": "text", "text": "what is three"}], "the light"),
         chat([{"type": "text", "text": "what is three plus four"}], "seven"),
-        {"audio": str(sounds / "4.wav"), "prompt": "turn on", "text": "the light in the kitchen"},
+        {
+            "audio": str(audio_files / "4.wav"),
+            "prompt": "turn on",
+            "text": "the light in the kitchen",
+        },
         {"text": "the quick brown fox"},
     ] * 2
     path = tmp_path / "manifest.jsonl"
@@ -214,11 +222,11 @@ def job_settings(tiny: ModelConfig, manifest: Path, tokenizer_dir: Path, tmp_pat
 
 
 @pytest.fixture
-def pairs(sounds: Path, tmp_path: Path) -> Path:
+def pairs(audio_files: Path, tmp_path: Path) -> Path:
     """Pairs of every form: voice chat, two clips, no clip, the short form, ms-swift's."""
 
     def clip(i: int) -> dict:
-        return {"type": "audio", "audio": str(sounds / f"{i}.wav")}
+        return {"type": "audio", "audio": str(audio_files / f"{i}.wav")}
 
     chosen, rejected = {"chosen": "a man"}, {"rejected": "the light in the kitchen"}
     user = {"role": "user", "content": [clip(0)]}
@@ -234,13 +242,13 @@ def pairs(sounds: Path, tmp_path: Path) -> Path:
             **chosen,
             **rejected,
         },
-        {"audio": str(sounds / "3.wav"), "prompt": "turn on", **chosen, **rejected},
+        {"audio": str(audio_files / "3.wav"), "prompt": "turn on", **chosen, **rejected},
         {
             "messages": [
                 {"role": "user", "content": "<audio>what"},
                 {"role": "assistant", "content": "a man"},
             ],
-            "audios": [str(sounds / "4.wav")],
+            "audios": [str(audio_files / "4.wav")],
             "rejected_response": "a woman",
         },
         {

@@ -12,15 +12,17 @@ import pytest
 import qa_jax
 from qa_jax.config import SamplingConfig, from_generation_config
 from qa_jax.errors import InputError
-from tests.conftest import sound
+from tests.conftest import make_waveform
 from tests.generate.batches import batch_of
 
 
 def test_chat(model: qa_jax.LoadedModel) -> None:
-    messages = [{"role": "user", "content": [{"type": "audio", "audio": (sound(0.5), 16_000)}]}]
-    said = model.chat(messages, max_new_tokens=5)
-    assert isinstance(said, str)
-    assert "".join(model.chat(messages, stream=True, max_new_tokens=5)) == said
+    messages = [
+        {"role": "user", "content": [{"type": "audio", "audio": (make_waveform(0.5), 16_000)}]}
+    ]
+    output = model.chat(messages, max_new_tokens=5)
+    assert isinstance(output, str)
+    assert "".join(model.chat(messages, stream=True, max_new_tokens=5)) == output
 
 
 def test_generation_config_is_used(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from qa_jax.model import Qwen2Audio
 
 def test_it_passes_on_eight_devices(capsys: pytest.CaptureFixture) -> None:
     assert main(["selftest"]) == 0
-    said = capsys.readouterr().out
-    assert "all checks passed" in said and "FAIL" not in said
-    assert "mesh 2x2x2 against one device" in said
+    output = capsys.readouterr().out
+    assert "all checks passed" in output and "FAIL" not in output
+    assert "mesh 2x2x2 against one device" in output
 
 
 def test_it_fails_where_records_see_one_another(monkeypatch: pytest.MonkeyPatch) -> None:

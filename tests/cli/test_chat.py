@@ -13,14 +13,14 @@ def test_chat(
     capsys: pytest.CaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
     tiny_checkpoint: Path,
-    sounds: Path,
+    audio_files: Path,
 ) -> None:
     lines = iter(
         [
-            f":audio {sounds / '0.wav'}",
+            f":audio {audio_files / '0.wav'}",
             "",
             "what",
-            f":audio {sounds / 'nan.wav'}",
+            f":audio {audio_files / 'nan.wav'}",
             ":reset",
             ":quit",
         ]

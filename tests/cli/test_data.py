@@ -42,9 +42,9 @@ BROKEN = {
 
 
 @pytest.fixture
-def broken(sounds: Path, tmp_path: Path) -> Path:
+def broken(audio_files: Path, tmp_path: Path) -> Path:
     for name in ("nan.wav", "text.wav", "0.wav", "1.wav"):
-        (tmp_path / name).write_bytes((sounds / name).read_bytes())
+        (tmp_path / name).write_bytes((audio_files / name).read_bytes())
     (tmp_path / "empty.wav").write_bytes(b"")
     soundfile.write(tmp_path / "silent_header.wav", np.zeros(0, np.float32), 16_000)
     soundfile.write(tmp_path / "long45.wav", np.zeros(45 * 16_000, np.float32), 16_000)
@@ -61,16 +61,16 @@ def test_check_names_every_bad_record(
 ) -> None:
     command = ["data", "check", str(broken), "--tokenizer", str(tokenizer_dir)]
     assert main([*command, "--max-tokens", "400"]) == 2
-    said = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.splitlines()
     lines = broken.read_text().splitlines()
-    problems = [line for line in said if line.startswith(f"{broken}:")]
-    assert len(problems) == 30 and "170 usable records, 30 unusable" in said
+    problems = [line for line in lines if line.startswith(f"{broken}:")]
+    assert len(problems) == 30 and "170 usable records, 30 unusable" in lines
     for problem in problems:
         number, _, cause = problem.removeprefix(f"{broken}:").partition(":")
         assert BROKEN[lines[int(number) - 1]] in cause, problem
         assert ";" in cause, f"no remedy: {problem}"
-    assert any(line.startswith("170 clips, ") for line in said)
-    assert any(line.startswith("tokens: min ") for line in said)
+    assert any(line.startswith("170 clips, ") for line in lines)
+    assert any(line.startswith("tokens: min ") for line in lines)
 
 
 def test_training_skips_at_most_max_bad_records(

@@ -28,21 +28,23 @@ from tests.cli.runs import refused
     ],
 )
 def test_bad_audio(
-    capsys: pytest.CaptureFixture, tiny_checkpoint: Path, sounds: Path, name: str, message: str
+    capsys: pytest.CaptureFixture, tiny_checkpoint: Path, audio_files: Path, name: str, message: str
 ) -> None:
-    path = sounds / name
+    path = audio_files / name
     error = refused(capsys, "generate", "--checkpoint", tiny_checkpoint, "--audio", path)
     assert str(path) in error and message in error
 
 
 def test_bad_rate_and_counts(
-    capsys: pytest.CaptureFixture, tiny_checkpoint: Path, sounds: Path, tmp_path: Path
+    capsys: pytest.CaptureFixture, tiny_checkpoint: Path, audio_files: Path, tmp_path: Path
 ) -> None:
     command = ["generate", "--checkpoint", tiny_checkpoint]
-    error = refused(capsys, *command, "--audio", sounds / "samples.npy", "--sampling-rate", "-1")
+    error = refused(
+        capsys, *command, "--audio", audio_files / "samples.npy", "--sampling-rate", "-1"
+    )
     assert "sampling rate -1 is not a rate in Hz" in error
     error = refused(
-        capsys, *command, "--raw", "--audio", sounds / "0.wav", "--prompt", "<|AUDIO|> what"
+        capsys, *command, "--raw", "--audio", audio_files / "0.wav", "--prompt", "<|AUDIO|> what"
     )
     assert "2 <|AUDIO|> placeholder(s) for 1 clip(s); write one" in error
     manifest = tmp_path / "m.jsonl"
@@ -51,24 +53,31 @@ def test_bad_rate_and_counts(
     assert f"{manifest}:1: message 1: text contains <|AUDIO|>" in error
 
 
-def test_generate(capsys: pytest.CaptureFixture, tiny_checkpoint: Path, sounds: Path) -> None:
+def test_generate(capsys: pytest.CaptureFixture, tiny_checkpoint: Path, audio_files: Path) -> None:
     command = ["generate", "--checkpoint", str(tiny_checkpoint), "--max-new-tokens", "4"]
     for more in (
-        ["--audio", str(sounds / "0.wav")],
-        ["--audio", str(sounds / "0.wav"), "--audio", str(sounds / "1.wav"), "--prompt", "what"],
-        ["--raw", "--audio", str(sounds / "0.wav"), "--prompt", "what"],
-        ["--audio", str(sounds / "samples.npy"), "--sampling-rate", "16000"],
-        ["--audio", str(sounds / "long.wav"), "--long-audio", "truncate"],
+        ["--audio", str(audio_files / "0.wav")],
+        [
+            "--audio",
+            str(audio_files / "0.wav"),
+            "--audio",
+            str(audio_files / "1.wav"),
+            "--prompt",
+            "what",
+        ],
+        ["--raw", "--audio", str(audio_files / "0.wav"), "--prompt", "what"],
+        ["--audio", str(audio_files / "samples.npy"), "--sampling-rate", "16000"],
+        ["--audio", str(audio_files / "long.wav"), "--long-audio", "truncate"],
         ["--prompt", "what is three"],
     ):
         assert main([*command, *more]) == 0
         assert capsys.readouterr().out.endswith("\n")
 
 
-def test_long_audio_is_truncated_with_a_warning(sounds: Path, tiny_checkpoint: Path) -> None:
+def test_long_audio_is_truncated_with_a_warning(audio_files: Path, tiny_checkpoint: Path) -> None:
     """`python -m qa_jax.cli` is the same command, and warns in one line."""
     command = [sys.executable, "-m", "qa_jax.cli", "generate", "--checkpoint", str(tiny_checkpoint)]
-    command += ["--audio", str(sounds / "long.wav"), "--long-audio", "truncate"]
+    command += ["--audio", str(audio_files / "long.wav"), "--long-audio", "truncate"]
     done = subprocess.run(
         [*command, "--max-new-tokens", "2"], capture_output=True, text=True, env={**os.environ}
     )

@@ -50,7 +50,7 @@ def test_importing_loads_no_heavy_modules() -> None:
 
 
 def test_no_module_imports_torch() -> None:
-    """Only the comparison that `verify --logits` asks for imports torch or transformers."""
+    """Only the module of `verify --logits` imports torch or transformers."""
     root = Path(__file__).parents[2]
     paths = {*root.glob("qa_jax/**/*.py"), *root.glob("tools/**/*.py")}
     for path in paths - {root / "tools" / "convert_weights" / "logits.py"}:

@@ -18,9 +18,9 @@ def test_inspect(tiny: ModelConfig, tmp_path: Path, capsys: pytest.CaptureFixtur
     whole = convert_weights.to_jax(tmp_path / "hf", tmp_path / "ours")
     for directory, kind in (("hf", "Hugging Face, 3 safetensors files"), ("ours", "step 0")):
         assert main(["inspect", str(tmp_path / directory)]) == 0
-        said = capsys.readouterr().out
-        assert kind in said and "bfloat16" in said and "GB" in said
-        assert f"vocabulary {tiny.text.vocab_size:,}" in said
-    assert whole in said
+        output = capsys.readouterr().out
+        assert kind in output and "bfloat16" in output and "GB" in output
+        assert f"vocabulary {tiny.text.vocab_size:,}" in output
+    assert whole in output
     assert main(["inspect", str(tmp_path)]) == 2
     assert "contains neither" in capsys.readouterr().err

@@ -141,7 +141,7 @@ def test_dtype_conversion(tiny: ModelConfig, tmp_path: Path, dtype: str) -> None
 
 
 def test_changed_source_is_refused(tiny: ModelConfig, tmp_path: Path) -> None:
-    """What a conversion wrote is held against its checksums when it is read again."""
+    """A converted checkpoint is compared with its checksums when it is read."""
     write(tmp_path / "hf", tiny)
     convert_weights.to_jax(tmp_path / "hf", tmp_path / "ours")
     convert_weights.to_hf(tmp_path / "ours", tmp_path / "back")

@@ -74,11 +74,11 @@ def test_concurrent_conversions_are_refused(tiny: ModelConfig, tmp_path: Path) -
     write(tmp_path / "hf", tiny)
     partial = tmp_path / ".ours.partial"
     partial.mkdir()
-    held = os.open(partial, os.O_RDONLY)
-    fcntl.flock(held, fcntl.LOCK_EX)
+    lock = os.open(partial, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
     with pytest.raises(InputError, match="another process is converting"):
         convert_weights.to_jax(tmp_path / "hf", tmp_path / "ours")
-    os.close(held)
+    os.close(lock)
 
 
 def test_another_conversion_starts_anew(tiny: ModelConfig, tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ def test_differing_tensors_are_named(
     convert_weights.to_jax(tmp_path / "hf", tmp_path / "ours")
     command = ["convert", "verify", str(tmp_path / "hf"), str(tmp_path / "ours")]
     assert main(command) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said[-1].startswith(f"{len(said) - 1} tensors, all bits equal; checksum of all ")
+    output = capsys.readouterr().out.splitlines()
+    assert output[-1].startswith(f"{len(output) - 1} tensors, all bits equal; checksum of all ")
     file = tmp_path / "hf" / "model.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1  # the last bit of the last number
@@ -28,4 +28,4 @@ def test_differing_tensors_are_named(
     assert main(command) == 2
     captured = capsys.readouterr()
     assert "1 elements differ" in captured.out
-    assert captured.err.startswith(f"error: 1 of {len(said) - 1} tensors: differ: ")
+    assert captured.err.startswith(f"error: 1 of {len(output) - 1} tensors: differ: ")

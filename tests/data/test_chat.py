@@ -7,13 +7,13 @@ import pytest
 from qa_jax.data import apply_chat_template
 from qa_jax.data.tokenizer import AUDIO
 from qa_jax.errors import InputError
-from tests.conftest import CLIP, sound
+from tests.conftest import CLIP, make_waveform
 
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 
 
 def part(seconds: float = 0.5, **more: object) -> dict:
-    return {"type": "audio", "audio": (sound(seconds), 16_000), **more}
+    return {"type": "audio", "audio": (make_waveform(seconds), 16_000), **more}
 
 
 def test_voice_chat_and_audio_analysis() -> None:

@@ -142,8 +142,8 @@ def test_mixtures(manifest: Path, processor: Processor, tmp_path: Path) -> None:
         TrainDataset(dataclasses.replace(config, train={str(other): 0.5}), processor)
 
 
-def test_max_bad_records(sounds: Path, processor: Processor) -> None:
-    path = sounds / "some_bad.jsonl"
+def test_max_bad_records(audio_files: Path, processor: Processor) -> None:
+    path = audio_files / "some_bad.jsonl"
     bad = ['{"audio": "absent.wav", "text": "x"}', "{", '{"audio": "nan.wav", "text": "x"}']
     path.write_text("\n".join([*['{"text": "fine"}'] * 5, *bad]) + "\n")
     with pytest.warns(UserWarning, match="skipped: ") as warned:

@@ -45,9 +45,9 @@ def test_forms_of_a_record(manifest: Path) -> None:
     ],
 )
 def test_bad_records_are_named(
-    sounds: Path, processor: Processor, line: str, message: str, request: pytest.FixtureRequest
+    audio_files: Path, processor: Processor, line: str, message: str, request: pytest.FixtureRequest
 ) -> None:
-    path = sounds / "bad.jsonl"
+    path = audio_files / "bad.jsonl"
     path.write_text('{"text": "fine"}\n\n' + line + "\n")
     with pytest.raises(InputError, match=rf"bad\.jsonl:3.*{message}"):
         make_dataset(path, processor)
@@ -68,13 +68,13 @@ def test_swift_format(tmp_path: Path) -> None:
         return read_manifest(path)[0].prompt
 
     answer = {"role": "assistant", "content": "rain"}
-    ours = apply_chat_template(
+    actual = apply_chat_template(
         [{"role": "user", "content": [{"audio": "a.wav"}, {"text": "What is heard?"}]}, answer]
     )
     marked = [{"role": "user", "content": "<audio>What is heard?"}, answer]
-    assert row(marked, ["a.wav"]) == ours
+    assert row(marked, ["a.wav"]) == actual
     unmarked = [{"role": "user", "content": "What is heard?"}, answer]
-    assert row(unmarked, ["a.wav"]) == ours == row(unmarked, "a.wav")
+    assert row(unmarked, ["a.wav"]) == actual == row(unmarked, "a.wav")
     two = row([{"role": "user", "content": "<audio>or<audio>"}, answer, *marked], list("abc"))
     assert two.audio == list("abc") and two.text.count("<|AUDIO|>") == 3
     with pytest.raises(InputError, match="2 clips for 1 <audio>"):

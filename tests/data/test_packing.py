@@ -17,5 +17,5 @@ def test_first_fit() -> None:
     sizes = [(int(n), 1) for n in np.random.default_rng(0).integers(20, 130, 5000)]
     rows = first_fit(sizes, (1024, clips_per_row(sizes, 1024)))
     assert sorted(i for row in rows for i in row) == list(range(5000))
-    held = [sum(sizes[i][0] for i in row) for row in rows]
-    assert max(held) <= 1024 and sum(held) / (1024 * len(rows)) > 0.95
+    lengths = [sum(sizes[i][0] for i in row) for row in rows]
+    assert max(lengths) <= 1024 and sum(lengths) / (1024 * len(rows)) > 0.95

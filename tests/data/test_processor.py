@@ -7,21 +7,21 @@ import pytest
 
 from qa_jax.data import Processor, apply_chat_template
 from qa_jax.errors import InputError
-from tests.conftest import CLIP, sound
+from tests.conftest import CLIP, make_waveform
 
 
 def part(seconds: float = 0.5, **more: object) -> dict:
-    return {"type": "audio", "audio": (sound(seconds), 16_000), **more}
+    return {"type": "audio", "audio": (make_waveform(seconds), 16_000), **more}
 
 
 def test_placeholders_are_expanded(processor: Processor) -> None:
-    batch = processor([f"{CLIP}what", "no sound"], [(sound(1.0), 16_000)])
+    batch = processor([f"{CLIP}what", "no sound"], [(make_waveform(1.0), 16_000)])
     assert (batch["input_ids"][0] == processor.audio_token_id).sum() == 25
     assert batch["audio"].shape == (1, 16_000) and batch["audio_lengths"].tolist() == [16_000]
     row = batch["input_ids"][1][batch["attention_mask"][1] == 1]
     assert processor.tokenizer.decode(row.tolist()) == "no sound"
     assert batch["attention_mask"][1, 0] == 0, "padded on the left"
-    right = processor([f"{CLIP}what", "no"], [(sound(1.0), 16_000)], padding_side="right")
+    right = processor([f"{CLIP}what", "no"], [(make_waveform(1.0), 16_000)], padding_side="right")
     assert right["attention_mask"][1, -1] == 0 and right["attention_mask"][1, 0] == 1
 
 
@@ -53,14 +53,20 @@ def test_targets_are_the_assistants_tokens(processor: Processor) -> None:
     ("call", "message"),
     [
         (dict(text=CLIP), r"1 <\|AUDIO\|> placeholder\(s\) for 0 clip\(s\)"),
-        (dict(text="hi", audio=[(sound(1), 16_000)]), r"0 <\|AUDIO\|> placeholder\(s\) for 1"),
-        (dict(text=CLIP, audio=[sound(1)]), "without their sampling rate"),
         (
-            dict(text=CLIP, audio=[sound(1)], sampling_rate=8_000),
+            dict(text="hi", audio=[(make_waveform(1), 16_000)]),
+            r"0 <\|AUDIO\|> placeholder\(s\) for 1",
+        ),
+        (dict(text=CLIP, audio=[make_waveform(1)]), "without their sampling rate"),
+        (
+            dict(text=CLIP, audio=[make_waveform(1)], sampling_rate=8_000),
             "8000 Hz, the model's rate is 16000",
         ),
-        (dict(text=CLIP, audio=sound(1), audios=sound(1)), "given twice"),
-        (dict(text=CLIP, audio=sound(1), sampling_rate=16_000, padding_side="up"), "padding_side"),
+        (dict(text=CLIP, audio=make_waveform(1), audios=make_waveform(1)), "given twice"),
+        (
+            dict(text=CLIP, audio=make_waveform(1), sampling_rate=16_000, padding_side="up"),
+            "padding_side",
+        ),
     ],
 )
 def test_bad_calls_are_refused(processor: Processor, call: dict, message: str) -> None:
@@ -69,8 +75,8 @@ def test_bad_calls_are_refused(processor: Processor, call: dict, message: str) -
 
 
 def test_audios_is_an_alias_of_audio(processor: Processor) -> None:
-    new = processor(CLIP, audio=[sound(1)], sampling_rate=16_000)
-    old = processor(CLIP, audios=[sound(1)], sampling_rate=16_000)
+    new = processor(CLIP, audio=[make_waveform(1)], sampling_rate=16_000)
+    old = processor(CLIP, audios=[make_waveform(1)], sampling_rate=16_000)
     np.testing.assert_array_equal(new["audio"], old["audio"])
     with pytest.raises(TypeError):
-        processor(CLIP, sound=[sound(1)])  # type: ignore[call-arg]
+        processor(CLIP, sound=[make_waveform(1)])  # type: ignore[call-arg]

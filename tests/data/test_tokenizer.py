@@ -21,9 +21,9 @@ def test_sentencepiece_round_trip(tokenizer_dir: Path) -> None:
     for token in SPECIAL_TOKENS:
         assert tokenizer.encode(token) == [tokenizer.id_of(token)]
     assert tokenizer.decode([*tokenizer.encode("a man"), tokenizer.vocab_size + 3]) == "a man"
-    said = tokenizer.encode("a man<|im_end|>")
-    assert tokenizer.decode(said) == "a man"
-    assert tokenizer.decode(said, skip_special_tokens=False) == "a man<|im_end|>"
+    output = tokenizer.encode("a man<|im_end|>")
+    assert tokenizer.decode(output) == "a man"
+    assert tokenizer.decode(output, skip_special_tokens=False) == "a man<|im_end|>"
 
 
 def test_bpe_from_both_kinds_of_files(bpe_dir: Path, tmp_path: Path) -> None:

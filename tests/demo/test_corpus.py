@@ -1,4 +1,4 @@
-"""The demo's splits share no voice, no sentence and no sum; and the sound is what it says."""
+"""The demo's splits share no voice, sentence or sum; the audio matches its text."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def test_voices_are_apart(plans: dict) -> None:
 
 def test_texts_are_apart(plans: dict) -> None:
     for task, length in (("transcribe", 4), ("chat", 0)):
-        said = {
+        output = {
             s: {c.text for c in clips if any(r[0] == task for r in c.records)
                 and len(c.text.split()) >= length}
             for s, clips in plans.items()
         }  # fmt: skip
         for a, b in itertools.combinations(SPLITS, 2):
-            assert not said[a] & said[b], task
-        assert all(said.values())
+            assert not output[a] & output[b], task
+        assert all(output.values())
 
 
 def test_sums_are_apart(plans: dict) -> None:
@@ -56,10 +56,10 @@ def test_sums_are_apart(plans: dict) -> None:
     for a, b in itertools.combinations(SPLITS, 2):
         assert not asked[a] & asked[b]
     assert len(asked["test"]) == len(HELD_OUT_SUMS["test"])
-    heard = {c.text for c in plans["train"] if c.text}
+    features = {c.text for c in plans["train"] if c.text}
     for one, other in map(tuple, asked["test"] | asked["dev"]):
         for sum_ in (f"{one} plus {other}", f"{other} plus {one}"):
-            assert not any(sum_ in text for text in heard), "not even as a fragment"
+            assert not any(sum_ in text for text in features), "not even as a fragment"
 
 
 def test_answers_are_right(plans: dict) -> None:
@@ -94,7 +94,7 @@ def test_the_corpus_on_disk(tmp_path: Path) -> None:
     assert "<|im_start|>user" in (tmp_path / "text.txt").read_text()
 
 
-def test_the_same_seed_is_the_same_sound(tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_audio(tmp_path: Path) -> None:
     """Byte for byte, whatever the number of processes."""
     pytest.importorskip("espeakng_loader", reason="needs the [demo] extra")
     for name, processes in (("one", 1), ("two", 2)):

@@ -1,4 +1,4 @@
-"""The third stage's pairs: a better and a worse answer that differ in what is right."""
+"""The third stage's pairs: a chosen and a rejected response, which differ in correctness."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def test_pairs_of_a_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     def answered(_: Any, manifest: Path, *, output: Path, **__: Any) -> None:
         asked = manifest.read_text().splitlines()
-        said = [pairs.NO_QUESTION, *["three plus four"] * (len(asked) - 1)]
-        output.write_text("".join(json.dumps({"prediction": s}) + "\n" for s in said))
+        answers = [pairs.NO_QUESTION, *["three plus four"] * (len(asked) - 1)]
+        output.write_text("".join(json.dumps({"prediction": s}) + "\n" for s in answers))
 
     monkeypatch.setattr(pairs, "evaluate", answered)
     path = pairs.make_pairs(object.__new__(LoadedModel), tmp_path, "train", 0, 20)
@@ -50,8 +50,9 @@ def test_wrong_answers_are_wrong() -> None:
     for answer in ("the opposite of hot is cold", "the cow says moo", "a man", "music", "no"):
         worse = pairs._wrong_answer if " " in answer and "man" not in answer else pairs._wrong_label
         assert all(worse(answer, rng) != answer for _ in range(50))
-    heard = [pairs._wrong_transcript("turn on the light", rng).split() for _ in range(20)]
+    features = [pairs._wrong_transcript("turn on the light", rng).split() for _ in range(20)]
     differ = [
-        sum(a != b for a, b in zip(h, ["turn", "on", "the", "light"], strict=True)) for h in heard
+        sum(a != b for a, b in zip(h, ["turn", "on", "the", "light"], strict=True))
+        for h in features
     ]
     assert set(differ) == {1}

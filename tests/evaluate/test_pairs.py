@@ -27,15 +27,17 @@ def test_scores_equal_the_logits(
     assert "6 pairs  logp accuracy" in capsys.readouterr().out
     rows = [json.loads(line) for line in kept.read_text().splitlines()]
     assert [r["source"] for r in rows] == [f"{pairs}:{i}" for i in range(1, 7)]
-    qa = load(tiny_checkpoint)
-    assert qa.processor is not None
+    loaded = load(tiny_checkpoint)
+    assert loaded.processor is not None
     for row, record in zip(rows, read_manifest(pairs), strict=True):
-        waves = qa.processor.load(record.prompt.audio)
+        waveforms = loaded.processor.load(record.prompt.audio)
         for name, prompt in zip(("chosen", "rejected"), record.completions(), strict=True):
-            ids, answer = qa.processor.tokenize_with_targets(prompt, [w.size for w in waves])
-            batch = qa.processor.collate([ids], waves, "right")
-            scores = jax.nn.log_softmax(jnp.asarray(qa.logits(batch)[0]))
-            wanted = np.flatnonzero(answer)
-            expected = sum(float(scores[i - 1, ids[i]]) for i in wanted)
+            ids, answer = loaded.processor.tokenize_with_targets(
+                prompt, [w.size for w in waveforms]
+            )
+            batch = loaded.processor.collate([ids], waveforms, "right")
+            scores = jax.nn.log_softmax(jnp.asarray(loaded.logits(batch)[0]))
+            target_positions = np.flatnonzero(answer)
+            expected = sum(float(scores[i - 1, ids[i]]) for i in target_positions)
             assert row[name] == pytest.approx(expected, rel=1e-4)
-            assert row[f"{name}_tokens"] == len(wanted)
+            assert row[f"{name}_tokens"] == len(target_positions)

@@ -17,7 +17,7 @@ def test_outputs_do_not_depend_on_other_rows(model: qa_jax.LoadedModel) -> None:
 
 
 def test_greedy_decoding_is_the_argmax_of_the_logits(model: qa_jax.LoadedModel) -> None:
-    """Each token is the likeliest after all before it, recomputed without a cache."""
+    """Each token is the argmax after all before it, recomputed without a cache."""
     batch = batch_of(model, [0])
     ids = model.generate(batch, max_new_tokens=6, temperature=0.0, stop_ids=())[0]
     for i, token in enumerate(ids):
@@ -29,9 +29,9 @@ def test_greedy_decoding_is_the_argmax_of_the_logits(model: qa_jax.LoadedModel) 
 
 def test_streaming_equals_generate(model: qa_jax.LoadedModel) -> None:
     batch, settings = batch_of(model, [1]), dict(max_new_tokens=12, repetition_penalty=1.2)
-    said = model.answer(batch, **settings)
+    output = model.answer(batch, **settings)
     pieces = list(model.answer(batch, stream=True, **settings))
-    assert "".join(pieces) == said and len(pieces) > 1
+    assert "".join(pieces) == output and len(pieces) > 1
 
 
 def test_stopping(model: qa_jax.LoadedModel) -> None:

@@ -95,9 +95,9 @@ def test_each_of_two_processes_reads_half(tiny: ModelConfig, tmp_path: Path) -> 
         )
         for i in range(2)
     ]
-    said = [p.communicate(timeout=120) for p in processes]
-    assert all(p.returncode == 0 for p in processes), said
-    found = [json.loads(out.splitlines()[-1]) for out, _ in said]
+    output = [p.communicate(timeout=120) for p in processes]
+    assert all(p.returncode == 0 for p in processes), output
+    found = [json.loads(out.splitlines()[-1]) for out, _ in output]
     params = flatten_dict(load(tmp_path, dtype=None).params)
     size = sum(x.nbytes for x in params.values())
     # Norms and biases are not cut, so each reads them whole.

@@ -25,23 +25,23 @@ def one_device(config: ModelConfig) -> Params:
 
 def test_released_tensors(assets) -> None:  # type: ignore[no-untyped-def]
     released = json.loads((assets / "qwen2_audio_7b_keys_shapes.json").read_text())
-    ours = {n: list(t.hf_shape) for n, t in hf.tensor_map(preset("qwen2_audio_7b")).items()}
-    assert ours == released
+    actual = {n: list(t.hf_shape) for n, t in hf.tensor_map(preset("qwen2_audio_7b")).items()}
+    assert actual == released
 
 
 def test_layouts(tiny: ModelConfig, tmp_path: Path) -> None:
     tensors = write(tmp_path, tiny)
     config, source = hf.open_model(tmp_path)
     params = hf.load_params(source, config, one_device(config))
-    ours = {path: np.asarray(x) for path, x in flatten_dict(params).items()}
+    actual = {path: np.asarray(x) for path, x in flatten_dict(params).items()}
     q = tensors["language_model.model.layers.1.self_attn.q_proj.weight"]
     x = np.random.default_rng(1).standard_normal(32)
-    kernel = ours["decoder", "layers", "self_attn", "q_proj", "kernel"][1]
+    kernel = actual["decoder", "layers", "self_attn", "q_proj", "kernel"][1]
     np.testing.assert_allclose(np.einsum("d,dnh->nh", x, kernel).ravel(), q @ x, rtol=1e-5)
     o = tensors["language_model.model.layers.0.self_attn.o_proj.weight"]
-    kernel = ours["decoder", "layers", "self_attn", "o_proj", "kernel"][0]
+    kernel = actual["decoder", "layers", "self_attn", "o_proj", "kernel"][0]
     np.testing.assert_allclose(
         np.einsum("nh,nhd->d", x.reshape(4, 8), kernel), o @ x, rtol=1e-4, atol=1e-5
     )
     conv = tensors["audio_tower.conv1.weight"]
-    assert ours["encoder", "conv1", "kernel"][2, 5, 7] == conv[7, 5, 2]
+    assert actual["encoder", "conv1", "kernel"][2, 5, 7] == conv[7, 5, 2]

@@ -59,11 +59,11 @@ class Job:
         return started
 
     def run(self, *overrides: str, code: int = 0) -> str:
-        """Runs to the end; returns what the first process said."""
+        """Runs to the end; returns the first process's output."""
         started = self.start(*overrides)
-        said = [p.communicate(timeout=300)[0] for p in started]
-        assert [p.returncode for p in started] == [code] * len(started), "\n".join(said)
-        return said[0]
+        outputs = [p.communicate(timeout=300)[0] for p in started]
+        assert [p.returncode for p in started] == [code] * len(started), "\n".join(outputs)
+        return outputs[0]
 
     def losses(self) -> list[float]:
         return [row["loss"] for row in read_metrics(self.output / "metrics.jsonl")]

@@ -30,8 +30,8 @@ def test_processes_agree_with_one(job_settings: dict, tmp_path: Path) -> None:
         (2, 2, {"data": 2, "fsdp": 1, "tensor": 2}),
     ):
         job = Job(at(job_settings, tmp_path / f"of{processes}", mesh=mesh), processes, devices)
-        said = job.run()
-        assert f"in {processes} process(es)" in said
+        printed = job.run()
+        assert f"in {processes} process(es)" in printed
         np.testing.assert_allclose(job.losses(), one.losses(), rtol=1e-5)
         close(job.params(), one.params(), 1e-5)
     # The last step again, by one process on from what two saved.
@@ -52,11 +52,11 @@ def test_resume_after_kill(job_settings: dict, tmp_path: Path, processes: int) -
     rng, midway = random.Random(processes), 0
     for _ in range(KILLS):
         started = killed.start()
-        said = started[0].stdout
-        assert said is not None
+        stdout = started[0].stdout
+        assert stdout is not None
         # Into the middle: after one of the first steps that it takes.
         steps = rng.randint(2, 4)
-        for line in said:
+        for line in stdout:
             steps -= line.startswith("step ")
             if not steps:
                 break
@@ -92,8 +92,8 @@ def test_a_signal_to_one_process_stops_all(job_settings: dict, tmp_path: Path) -
         if line.startswith("step "):
             break
     started[1].send_signal(signal.SIGTERM)
-    said = [p.communicate(timeout=120)[0] for p in started]
-    assert [p.returncode for p in started] == [0, 0], said
-    assert "the same command resumes" in said[0]
+    outputs = [p.communicate(timeout=120)[0] for p in started]
+    assert [p.returncode for p in started] == [0, 0], outputs
+    assert "the same command resumes" in outputs[0]
     (step,) = checkpoint.CheckpointManager(job.output).all_steps()
     assert 0 < step < 500

@@ -30,14 +30,14 @@ def lora(settings: dict, init: Path, *more: str) -> RunConfig:
 @pytest.mark.parametrize("base", ["bfloat16", "int8"])
 def test_base_dtypes(base: Any, settings: dict, tiny_checkpoint: Path) -> None:
     """In fewer bits it answers nearly as before, and the adapters still learn."""
-    qa = qa_jax.load(tiny_checkpoint)
-    model = Qwen2Audio(qa.config)
+    loaded = qa_jax.load(tiny_checkpoint)
+    model = Qwen2Audio(loaded.config)
     add_lora(model, LoraConfig(base_dtype=base), adapters=False)
-    held = cast_to_param_dtypes(model, qa.params)
-    kernel = held["decoder"]["layers"]["mlp"]["up_proj"]["kernel"]
-    assert kernel.dtype == base and held["decoder"]["embed_tokens"].dtype == jnp.bfloat16
+    cast = cast_to_param_dtypes(model, loaded.params)
+    kernel = cast["decoder"]["layers"]["mlp"]["up_proj"]["kernel"]
+    assert kernel.dtype == base and cast["decoder"]["embed_tokens"].dtype == jnp.bfloat16
     ids = jnp.arange(30).reshape(2, 15)
-    plain, other = bind(Qwen2Audio(qa.config))(qa.params), bind(model)(held)
+    plain, other = bind(Qwen2Audio(loaded.config))(loaded.params), bind(model)(cast)
     expected = plain(ids, jnp.ones_like(ids))[0]
     error = np.abs(other(ids, jnp.ones_like(ids))[0] - expected).max() / np.abs(expected).max()
     assert 0 < error < 0.03

@@ -12,7 +12,7 @@ from tests.plan.configs import needs_libtpu
 
 @needs_libtpu
 def test_compilers_accept_the_options() -> None:
-    """Every option of `train.xla: tuned` is one that the platform's compiler knows."""
+    """Every option of `train.xla_flags: tuned` is accepted by the platform's compiler."""
     devices = {"tpu": find_target("v6e:2x4").devices[0], "gpu": jax.devices()[0]}
     for platform, device in devices.items():
         place = jax.sharding.SingleDeviceSharding(device)

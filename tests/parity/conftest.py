@@ -146,6 +146,6 @@ def by_our_paths(model: Any, of: Callable[[Any], Any]) -> dict[tuple[str, ...], 
     return {path: np.stack(each) for path, each in found.items()}
 
 
-def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
+def relative_error(actual: np.ndarray, reference: np.ndarray) -> float:
     """Largest difference over largest magnitude."""
-    return float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-30))
+    return float(np.abs(actual - reference).max() / max(np.abs(reference).max(), 1e-30))

@@ -1,4 +1,4 @@
-"""LoRA adapters: what PEFT saves gives the same logits here, and ours the same in PEFT."""
+"""LoRA adapters: saved by PEFT or here, they give the same logits in both."""
 
 from __future__ import annotations
 
@@ -68,19 +68,19 @@ def test_from_peft_and_back(case: str, tmp_path: Path) -> None:
     batch = random_batch(random_reference(seed), seed)
     base = save(random_reference(seed), tmp_path / "base")
     plain = logits(random_reference(seed), batch)
-    theirs = adapted(random_reference(seed), **CASES[case])
-    theirs.save_pretrained(tmp_path / "peft")
-    expected = logits(theirs, batch)
+    reference = adapted(random_reference(seed), **CASES[case])
+    reference.save_pretrained(tmp_path / "peft")
+    expected = logits(reference, batch)
     valid = batch["attention_mask"].astype(bool)
 
-    ours = load(base, adapter=tmp_path / "peft").logits(batch)
-    assert relative_error(ours[valid], expected[valid]) < 1e-5
+    actual = load(base, adapter=tmp_path / "peft").logits(batch)
+    assert relative_error(actual[valid], expected[valid]) < 1e-5
     assert relative_error(plain[valid], expected[valid]) > 1e-3, "the adapter does something"
 
     command = ["convert", "to-jax", str(tmp_path / "peft"), str(tmp_path / "ours")]
     assert main([*command, "--base", str(base)]) == 0
-    ours = load(base, adapter=tmp_path / "ours").logits(batch)
-    assert relative_error(ours[valid], expected[valid]) < 1e-5
+    actual = load(base, adapter=tmp_path / "ours").logits(batch)
+    assert relative_error(actual[valid], expected[valid]) < 1e-5
 
     assert main(["convert", "to-hf", str(tmp_path / "ours"), str(tmp_path / "back")]) == 0
     again = PeftModel.from_pretrained(random_reference(seed), tmp_path / "back").eval()
@@ -95,35 +95,35 @@ LAYERS = {
 
 @pytest.mark.parametrize("case", LAYERS)
 def test_an_adapted_model_and_its_gradients(case: str, tmp_path: Path) -> None:
-    """Adapters beside the model, as they are trained: logits, and what moves each matrix."""
+    """Adapters beside the model, as in training: logits and every gradient."""
     import torch
 
     batch = random_batch(random_reference(1), 1)
     base = save(random_reference(1), tmp_path / "base")
-    theirs = adapted(random_reference(1), **CASES[case])
-    theirs.save_pretrained(tmp_path / "peft")
+    reference = adapted(random_reference(1), **CASES[case])
+    reference.save_pretrained(tmp_path / "peft")
     valid = batch["attention_mask"].astype(bool)
-    out = theirs(**as_torch(batch, torch.float32)).logits
+    out = reference(**as_torch(batch, torch.float32)).logits
     torch.logsumexp(out[torch.tensor(valid)], -1).sum().backward()
     # Saved in place of the adapter itself, their gradients are read as it is.
-    for name, parameter in theirs.named_parameters():
+    for name, parameter in reference.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.grad
-    theirs.save_pretrained(tmp_path / "gradients")
+    reference.save_pretrained(tmp_path / "gradients")
 
-    qa = load(base)
-    adapter = hf.read_peft(tmp_path / "peft", qa.config)
-    expected = flatten_dict(hf.read_peft(tmp_path / "gradients", qa.config).params)
+    loaded = load(base)
+    adapter = hf.read_peft(tmp_path / "peft", loaded.config)
+    expected = flatten_dict(hf.read_peft(tmp_path / "gradients", loaded.config).params)
     rank, scale = CASES[case]["r"], next(iter(adapter.scales.values()))
     stabilized = bool(CASES[case].get("use_rslora"))
     lora = LoraConfig(LAYERS[case], rank, 8.0, use_rslora=stabilized, base_dtype="float32")
     assert lora.scale == pytest.approx(scale)
-    model = Qwen2Audio(qa.config)
+    model = Qwen2Audio(loaded.config)
     assert set(add_lora(model, lora)) == set(adapter.scales)
-    bound, inputs = bind(model), prepare_inputs(batch, qa.config, token_multiple=1)
+    bound, inputs = bind(model), prepare_inputs(batch, loaded.config, token_multiple=1)
 
     def of(low: Any) -> tuple[Any, Any]:
-        m = bound(merge_trees(qa.params, low))
+        m = bound(merge_trees(loaded.params, low))
         audio = AudioInput(inputs.waveform, inputs.num_frames)
         logits = m.logits(m(inputs.tokens, inputs.attention_mask, audio)[0])
         return jnp.sum(jax.nn.logsumexp(logits, axis=-1) * inputs.attention_mask), logits
@@ -164,7 +164,7 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_verify_with_logits(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """`qa-jax convert verify --logits` runs both models on a sound."""
+    """`qa-jax convert verify --logits` runs both models on a clip."""
     base = save(random_reference(1), tmp_path / "base")
     convert_weights.to_jax(base, tmp_path / "ours")
     command = ["convert", "verify", str(base), str(tmp_path / "ours"), "--logits"]

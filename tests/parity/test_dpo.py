@@ -23,19 +23,19 @@ from qa_jax.train.optimizer import make_optimizer, make_trainable_mask
 from qa_jax.train.run import make_models, make_run_step
 from qa_jax.train.step import TrainState
 from qa_jax.trees import flatten_dict, partition
-from tests.conftest import sound
+from tests.conftest import make_waveform
 from tests.parity.conftest import by_our_paths, random_reference, save
 
 RATE, EPS = 5e-3, 1e-4
 
 
 class Pairs(NamedTuple):
-    """One step's pairs: rows of better answers, then rows of worse ones."""
+    """One step's pairs: rows of chosen responses, then rows of rejected ones."""
 
     tokens: np.ndarray
     mask: np.ndarray
     answers: np.ndarray
-    waves: list[np.ndarray]
+    waveforms: list[np.ndarray]
 
 
 def recordings() -> list[np.ndarray]:
@@ -44,20 +44,20 @@ def recordings() -> list[np.ndarray]:
     names = ("ljspeech/LJ001-0002.flac", "ljspeech/LJ001-0004.flac")
     if assets:
         return [load_audio(Path(assets) / "audio" / name)[: 16_000 * 3] for name in names]
-    return [sound(1.9, 0), sound(2.7, 1)]
+    return [make_waveform(1.9, 0), make_waveform(2.7, 1)]
 
 
 def make_pairs(vocab: int, seed: int, asked: tuple[int, ...]) -> Pairs:
     """Questions about so many clips each, with answers of different lengths."""
     rng = np.random.default_rng(seed)
     some = recordings()
-    prompts, waves = [], []
+    prompts, waveforms = [], []
     for clips in asked:
         prompt = rng.integers(0, 80, 3).tolist()
         for _ in range(clips):
-            wave = some[rng.integers(2)][: int(rng.integers(8_000, 16_000))]
-            waves.append(wave)
-            count = ((num_frames(wave.size) - 1) // 2 + 1) // 2
+            waveform = some[rng.integers(2)][: int(rng.integers(8_000, 16_000))]
+            waveforms.append(waveform)
+            count = ((num_frames(waveform.size) - 1) // 2 + 1) // 2
             prompt += [80] * count + rng.integers(0, 80, 2).tolist()
         prompts.append(prompt)
     rows = [(p, rng.integers(81, vocab, rng.integers(3, 9)).tolist()) for p in prompts * 2]
@@ -67,10 +67,10 @@ def make_pairs(vocab: int, seed: int, asked: tuple[int, ...]) -> Pairs:
     for i, (prompt, answer) in enumerate(rows):
         n, end = len(prompt), len(prompt) + len(answer)
         tokens[i, :end], mask[i, :end], answers[i, n:end] = prompt + answer, 1, 1
-    return Pairs(tokens, mask, answers, waves)
+    return Pairs(tokens, mask, answers, waveforms)
 
 
-def theirs(model: Any, directory: Path, data: list[Pairs], **settings: Any) -> dict[str, Any]:
+def run_trl(model: Any, directory: Path, data: list[Pairs], **settings: Any) -> dict[str, Any]:
     """TRL's log of every step, and the gradients before it."""
     import torch
     from datasets import Dataset
@@ -93,15 +93,15 @@ def theirs(model: Any, directory: Path, data: list[Pairs], **settings: Any) -> d
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
         one = data[rows[0]["number"]]
-        heard = extractor(
-            one.waves, sampling_rate=16_000, return_attention_mask=True, return_tensors="pt"
+        features = extractor(
+            one.waveforms, sampling_rate=16_000, return_attention_mask=True, return_tensors="pt"
         )
         return {
             "input_ids": torch.tensor(one.tokens),
             "attention_mask": torch.tensor(one.mask),
             "completion_mask": torch.tensor(one.answers),
-            "input_features": heard["input_features"].repeat(2, 1, 1),
-            "feature_attention_mask": heard["attention_mask"].repeat(2, 1),
+            "input_features": features["input_features"].repeat(2, 1, 1),
+            "feature_attention_mask": features["attention_mask"].repeat(2, 1),
         }
 
     gradients: list[dict[tuple[str, ...], np.ndarray]] = []
@@ -149,11 +149,11 @@ def theirs(model: Any, directory: Path, data: list[Pairs], **settings: Any) -> d
 
 
 def our_batch(one: Pairs) -> TrainBatch:
-    longest = max(w.size for w in one.waves)
-    signal = np.zeros((len(one.waves), -(-longest // 640) * 640 + 640), np.float32)
-    for row, wave in zip(signal, one.waves, strict=True):
-        row[: wave.size] = wave
-    frames = np.array([num_frames(w.size) for w in one.waves], np.int32)
+    longest = max(w.size for w in one.waveforms)
+    signal = np.zeros((len(one.waveforms), -(-longest // 640) * 640 + 640), np.float32)
+    for row, waveform in zip(signal, one.waveforms, strict=True):
+        row[: waveform.size] = waveform
+    frames = np.array([num_frames(w.size) for w in one.waveforms], np.int32)
     made = TrainBatch(
         one.tokens.astype(np.int32),
         one.mask.astype(np.int32),
@@ -164,11 +164,11 @@ def our_batch(one: Pairs) -> TrainBatch:
     return jax.tree.map(lambda x: x[None], made)
 
 
-def ours(directory: Path, data: list[Pairs], dpo: DPOConfig) -> dict[str, Any]:
+def run_qa_jax(directory: Path, data: list[Pairs], dpo: DPOConfig) -> dict[str, Any]:
     """Our log of every step, and its gradients."""
-    qa = load(directory)
+    loaded = load(directory)
     config = RunConfig(
-        model=qa.config,
+        model=loaded.config,
         optimizer=OptimizerConfig(
             peak_lr=RATE,
             warmup_steps=0,
@@ -181,27 +181,29 @@ def ours(directory: Path, data: list[Pairs], dpo: DPOConfig) -> dict[str, Any]:
         dpo=dpo,
         train=TrainConfig(objective="dpo", init_from=str(directory)),
     )
-    models = make_models(qa.config, config.lora)
+    models = make_models(loaded.config, config.lora)
     objective = make_objective(config, models, 1)
     optimizer = make_optimizer(config.optimizer, config.train.steps, models.policy)
     step = jax.jit(make_run_step(config, models, objective, optimizer))
-    moving, _ = partition(qa.params, make_trainable_mask(models.policy, config.optimizer.freeze))
-    state = TrainState(jnp.zeros((), jnp.int32), qa.params, optimizer.init(moving))
+    trainable, _ = partition(
+        loaded.params, make_trainable_mask(models.policy, config.optimizer.freeze)
+    )
+    state = TrainState(jnp.zeros((), jnp.int32), loaded.params, optimizer.init(trainable))
 
-    log, moments = [], [flatten_dict(jax.tree.map(jnp.zeros_like, moving))]
+    log, moments = [], [flatten_dict(jax.tree.map(jnp.zeros_like, trainable))]
     for one in data:
         batch = our_batch(one)
         if dpo.reference == "precomputed":
             rows = jax.tree.map(lambda x: x[0], batch)
             found = jnp.sum(
-                completion_log_probs(bind(models.base)(qa.params), rows, 1, 2)[0], axis=1
+                completion_log_probs(bind(models.base)(loaded.params), rows, 1, 2)[0], axis=1
             )
             batch = batch._replace(reference_log_probs=found[None])
-        state, metrics = step(state, batch, qa.params)
+        state, metrics = step(state, batch, loaded.params)
         log.append({k: float(v) for k, v in metrics.items()})
         every = optax.tree_utils.tree_get_all_with_path(state.opt_state, "mu")
         moments.append(flatten_dict(next(mu for _, mu in every if jax.tree.leaves(mu))))
-    # The first moment is a running mean of the gradients, which tells each of them.
+    # The first moment is an EMA of the gradients, from which each is recovered.
     b1 = config.optimizer.b1
     gradients = [
         {path: (after[path] - b1 * m) / (1 - b1) for path, m in before.items()}
@@ -229,23 +231,23 @@ def test_steps_are_those_of_trl(case: str, tmp_path: Path) -> None:
     steps, asked = (4, (1, 2)) if case == "sigmoid" else (2, (1,))
     data = [make_pairs(model.config.text_config.vocab_size, i, asked) for i in range(steps)]
     their_settings, our_settings = LOSSES[case]
-    expected = theirs(model, base, data, **their_settings)
-    found = ours(base, data, our_settings)
+    expected = run_trl(model, base, data, **their_settings)
+    found = run_qa_jax(base, data, our_settings)
     if case == "sigmoid":
         assert found["log"][0]["loss"] == pytest.approx(math.log(2), rel=1e-6)
     scale = max(abs(row["rewards/chosen"]) for row in expected["log"])
-    for mine, other in zip(found["log"], expected["log"], strict=True):
-        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-4)
+    for actual, other in zip(found["log"], expected["log"], strict=True):
+        assert actual["loss"] == pytest.approx(other["loss"], rel=1e-4)
         # In the first step policy and reference are one, and rounding decides.
         if abs(other["rewards/margins"]) > 1e-4:
-            assert mine["reward_accuracy"] == pytest.approx(other["rewards/accuracies"])
+            assert actual["reward_accuracy"] == pytest.approx(other["rewards/accuracies"])
         for name in ("chosen", "rejected"):
             reward = other[f"rewards/{name}"]
-            assert mine[f"reward_{name}"] == pytest.approx(reward, abs=1e-4 * scale)
-        assert mine["reward_margin"] == pytest.approx(other["rewards/margins"], abs=1e-4 * scale)
-    for mine, other in zip(found["gradients"], expected["gradients"], strict=True):
+            assert actual[f"reward_{name}"] == pytest.approx(reward, abs=1e-4 * scale)
+        assert actual["reward_margin"] == pytest.approx(other["rewards/margins"], abs=1e-4 * scale)
+    for actual, other in zip(found["gradients"], expected["gradients"], strict=True):
         largest = max(np.abs(g).max() for g in other.values())
-        for path, gradient in mine.items():
-            theirs_here = other[path].reshape(gradient.shape)
-            error = np.abs(gradient - theirs_here).max()
-            assert error <= 1e-4 * max(np.abs(theirs_here).max(), 1e-3 * largest), path
+        for path, gradient in actual.items():
+            gradient_there = other[path].reshape(gradient.shape)
+            error = np.abs(gradient - gradient_there).max()
+            assert error <= 1e-4 * max(np.abs(gradient_there).max(), 1e-3 * largest), path

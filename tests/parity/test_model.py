@@ -89,7 +89,7 @@ def reference_run(model: Any, batch: dict, dtype: Any) -> dict[str, Any]:
         "encoder": captured[0].detach().numpy(),
         "logits": out.logits.detach().numpy(),
         "loss": loss.item(),
-        "theirs_loss": model(**tensors, labels=torch.tensor(labels)).loss.item(),
+        "transformers_loss": model(**tensors, labels=torch.tensor(labels)).loss.item(),
         "gradients": by_our_paths(model, lambda p: p.grad),
     }
 
@@ -103,13 +103,15 @@ def labels_of(batch: dict) -> np.ndarray:
     return labels
 
 
-def our_run(qa: qa_jax.LoadedModel, batch: dict) -> dict[str, Any]:
-    inputs = prepare_inputs(batch, qa.config, token_multiple=1)
-    bound = bind(Qwen2Audio(qa.config))
+def run_qa_jax(loaded: qa_jax.LoadedModel, batch: dict) -> dict[str, Any]:
+    inputs = prepare_inputs(batch, loaded.config, token_multiple=1)
+    bound = bind(Qwen2Audio(loaded.config))
     train = TrainBatch(
         tokens=inputs.tokens,
         segment_ids=inputs.attention_mask.astype(np.int32),
-        loss_weights=(labels_of(batch) >= 0).astype(qa.params["decoder"]["norm"]["scale"].dtype),
+        loss_weights=(labels_of(batch) >= 0).astype(
+            loaded.params["decoder"]["norm"]["scale"].dtype
+        ),
         waveform=inputs.waveform,
         frames=inputs.num_frames,
     )
@@ -118,28 +120,31 @@ def our_run(qa: qa_jax.LoadedModel, batch: dict) -> dict[str, Any]:
         out = next_token_loss(bound(params), train)
         return out.loss / out.weight
 
-    value, gradients = jax.jit(jax.value_and_grad(loss))(qa.params)
-    mel = jnp.asarray(inputs.waveform, qa.config.dtype)
-    encoded = jax.jit(lambda p: bound(p).encoder(mel, inputs.num_frames))(qa.params)
+    value, gradients = jax.jit(jax.value_and_grad(loss))(loaded.params)
+    mel = jnp.asarray(inputs.waveform, loaded.config.dtype)
+    encoded = jax.jit(lambda p: bound(p).encoder(mel, inputs.num_frames))(loaded.params)
     return {
         "encoder": np.asarray(encoded),
-        "logits": qa.logits(batch),
+        "logits": loaded.logits(batch),
         "loss": float(value),
         "gradients": {p: np.asarray(g) for p, g in flatten_dict(gradients).items()},
     }
 
 
-def compare(ours: dict, theirs: dict, batch: dict, forward: float, backward: float) -> None:
+def compare(actual: dict, reference: dict, batch: dict, forward: float, backward: float) -> None:
     frames = batch["feature_attention_mask"].sum(1)
     for i, n in enumerate(((frames - 1) // 2 + 1) // 2):
-        assert relative_error(ours["encoder"][i, :n], theirs["encoder"][i, :n]) < forward
+        assert relative_error(actual["encoder"][i, :n], reference["encoder"][i, :n]) < forward
     valid = batch["attention_mask"] == 1
-    assert relative_error(ours["logits"][valid], theirs["logits"][valid]) < forward
-    assert abs(ours["loss"] - theirs["loss"]) < forward * theirs["loss"]
-    assert abs(ours["loss"] - theirs["theirs_loss"]) < max(forward, 1e-5) * theirs["loss"]
-    assert set(ours["gradients"]) == set(theirs["gradients"])
-    for path, gradient in ours["gradients"].items():
-        expected = theirs["gradients"][path].reshape(gradient.shape)
+    assert relative_error(actual["logits"][valid], reference["logits"][valid]) < forward
+    assert abs(actual["loss"] - reference["loss"]) < forward * reference["loss"]
+    assert (
+        abs(actual["loss"] - reference["transformers_loss"])
+        < max(forward, 1e-5) * reference["loss"]
+    )
+    assert set(actual["gradients"]) == set(reference["gradients"])
+    for path, gradient in actual["gradients"].items():
+        expected = reference["gradients"][path].reshape(gradient.shape)
         assert relative_error(gradient, expected) < backward, path
 
 
@@ -149,9 +154,11 @@ def test_float32(seed: int, tmp_path: Path) -> None:
 
     model = random_reference(seed)
     batch = random_batch(model, seed)
-    qa = qa_jax.load(save(model, tmp_path / "hf"), dtype="float32")
-    assert qa.config.text.tie_word_embeddings == (seed % 3 == 0)
-    compare(our_run(qa, batch), reference_run(model, batch, torch.float32), batch, 1e-5, 1e-4)
+    loaded = qa_jax.load(save(model, tmp_path / "hf"), dtype="float32")
+    assert loaded.config.text.tie_word_embeddings == (seed % 3 == 0)
+    compare(
+        run_qa_jax(loaded, batch), reference_run(model, batch, torch.float32), batch, 1e-5, 1e-4
+    )
 
 
 @pytest.mark.parametrize("seed", CONFIGS)
@@ -162,8 +169,10 @@ def test_float64(seed: int, tmp_path: Path) -> None:
     batch = random_batch(model, seed)
     directory = save(model, tmp_path / "hf")
     with jax.enable_x64(True), wide_oracle(model):
-        qa = qa_jax.load(directory, dtype="float64")
-        compare(our_run(qa, batch), reference_run(model, batch, torch.float64), batch, 1e-9, 1e-8)
+        loaded = qa_jax.load(directory, dtype="float64")
+        compare(
+            run_qa_jax(loaded, batch), reference_run(model, batch, torch.float64), batch, 1e-9, 1e-8
+        )
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -173,25 +182,27 @@ def test_greedy_answers(seed: int, tmp_path: Path) -> None:
 
     model = random_reference(seed, num_hidden_layers=2)
     batch = random_batch(model, seed)
-    qa = qa_jax.load(save(model, tmp_path / "hf"))
+    loaded = qa_jax.load(save(model, tmp_path / "hf"))
     tensors = as_torch(batch, torch.float32)
     del tensors["position_ids"]
     with torch.no_grad():
-        theirs = model.generate(**tensors, max_new_tokens=64, do_sample=False)
+        reference = model.generate(**tensors, max_new_tokens=64, do_sample=False)
     width = batch["input_ids"].shape[1]
-    assert qa.generate(batch, max_new_tokens=64, temperature=0.0) == theirs[:, width:].tolist()
+    assert (
+        loaded.generate(batch, max_new_tokens=64, temperature=0.0) == reference[:, width:].tolist()
+    )
 
 
-def test_the_whole_path_from_sound(tmp_path: Path) -> None:
-    """Waveform in on our side, the extractor's features on theirs: the same logits."""
+def test_the_whole_path_from_the_waveform(tmp_path: Path) -> None:
+    """Waveforms here and the feature extractor's features there give the same logits."""
     import torch
     from transformers import WhisperFeatureExtractor
 
-    from tests.conftest import sound
+    from tests.conftest import make_waveform
 
     model = random_reference(1, num_mel_bins=128)
-    qa = qa_jax.load(save(model, tmp_path / "hf"))
-    wave = sound(2.0)
+    loaded = qa_jax.load(save(model, tmp_path / "hf"))
+    wave = make_waveform(2.0)
     extractor = WhisperFeatureExtractor(feature_size=128)
     features = extractor(
         wave, sampling_rate=16_000, return_attention_mask=True, return_tensors="np"
@@ -205,9 +216,9 @@ def test_the_whole_path_from_sound(tmp_path: Path) -> None:
         "feature_attention_mask": features["attention_mask"],
     }
     with torch.no_grad():
-        theirs = model(**as_torch(batch, torch.float32)).logits.numpy()
-    ours = qa.logits(
+        reference = model(**as_torch(batch, torch.float32)).logits.numpy()
+    actual = loaded.logits(
         {"input_ids": ids, "attention_mask": mask, "audio": wave[None], "audio_lengths": [32_000]}
     )
-    assert relative_error(ours, theirs) < 1e-4
-    assert relative_error(qa.logits(batch), theirs) < 1e-5
+    assert relative_error(actual, reference) < 1e-4
+    assert relative_error(loaded.logits(batch), reference) < 1e-5

@@ -16,13 +16,13 @@ from qa_jax.data import ByteLevelBPE, Processor, apply_chat_template, load_audio
 from qa_jax.errors import InputError
 from qa_jax.generate.sampling import apply_temperature_top_k_top_p
 from qa_jax.model import LogMel
-from tests.conftest import sound
+from tests.conftest import make_waveform
 from tests.model.test_frontend import signals
 
 CLIP = "<|audio_bos|><|AUDIO|><|audio_eos|>"
 
 
-def compare_log_mels(wave: np.ndarray, bins: int) -> float:
+def compare_log_mels(waveform: np.ndarray, bins: int) -> float:
     """Largest difference from transformers' float64 path.
 
     Its float32 path (taken where torch is installed) is itself up to 7e-5 off that one, so our
@@ -32,12 +32,12 @@ def compare_log_mels(wave: np.ndarray, bins: int) -> float:
 
     extractor = WhisperFeatureExtractor(feature_size=bins)
     full = np.zeros((1, 480_000), np.float32)
-    full[0, : wave.size] = wave
-    mine = np.asarray(jax.jit(LogMel(bins))(full))[0]
+    full[0, : waveform.size] = waveform
+    actual = np.asarray(jax.jit(LogMel(bins))(full))[0]
     exact = extractor._np_extract_fbank_features(full, "cpu")[0].T
-    rounded = extractor(wave, sampling_rate=16_000)["input_features"][0].T
-    assert np.abs(mine - rounded).max() < 2e-5 + np.abs(rounded - exact).max()
-    return float(np.abs(mine - exact).max())
+    rounded = extractor(waveform, sampling_rate=16_000)["input_features"][0].T
+    assert np.abs(actual - rounded).max() < 2e-5 + np.abs(rounded - exact).max()
+    return float(np.abs(actual - exact).max())
 
 
 @pytest.mark.parametrize("bins", [80, 128])
@@ -51,10 +51,10 @@ def test_log_mel_of_real_recordings(assets: Path) -> None:
     worst = 0.0
     for row in rows[::7]:
         try:
-            wave = load_audio(assets / "audio" / row["audio"], long_audio="truncate")
+            waveform = load_audio(assets / "audio" / row["audio"], long_audio="truncate")
         except InputError:
-            continue  # a clip too short to be heard at all
-        worst = max(worst, compare_log_mels(wave, 128))
+            continue  # a clip too short for a single audio token
+        worst = max(worst, compare_log_mels(waveform, 128))
     assert worst < 2e-5
 
 
@@ -71,12 +71,12 @@ def processors(request: pytest.FixtureRequest, bpe_dir: Path) -> tuple[Processor
         pad_token="<|endoftext|>",
         padding_side="left",
     )
-    theirs = Qwen2AudioProcessor(WhisperFeatureExtractor(feature_size=128), tokenizer)
-    return Processor(ByteLevelBPE(folder)), theirs
+    reference = Qwen2AudioProcessor(WhisperFeatureExtractor(feature_size=128), tokenizer)
+    return Processor(ByteLevelBPE(folder)), reference
 
 
 def clip(seconds: float, seed: int) -> np.ndarray:
-    return sound(seconds, seed)
+    return make_waveform(seconds, seed)
 
 
 CONVERSATIONS = {
@@ -112,7 +112,7 @@ def messages_of(name: str) -> list[dict]:
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
 def test_chats(processors: tuple, name: str) -> None:
-    mine, theirs = processors
+    actual, reference = processors
     messages = messages_of(name)
     plain = [
         {**m, "content": [{**p, "audio": "x"} if "audio" in p else p for p in m["content"]]}
@@ -120,7 +120,7 @@ def test_chats(processors: tuple, name: str) -> None:
         else m
         for m in messages
     ]
-    text = theirs.apply_chat_template(plain, add_generation_prompt=True, tokenize=False)
+    text = reference.apply_chat_template(plain, add_generation_prompt=True, tokenize=False)
     assert apply_chat_template(messages, add_generation_prompt=True).text == text
     clips = [
         p["audio"]
@@ -129,24 +129,24 @@ def test_chats(processors: tuple, name: str) -> None:
         for p in m["content"]
         if "audio" in p
     ]
-    expected = theirs(
+    expected = reference(
         text=text, audio=clips or None, sampling_rate=16_000, return_tensors="np", padding=True
     )
-    batch = mine.apply_chat_template(messages, add_generation_prompt=True)
+    batch = actual.apply_chat_template(messages, add_generation_prompt=True)
     np.testing.assert_array_equal(batch["input_ids"], expected["input_ids"])
     np.testing.assert_array_equal(batch["attention_mask"], expected["attention_mask"])
 
 
 def test_base_prompts_in_a_batch(processors: tuple) -> None:
-    mine, theirs = processors
+    actual, reference = processors
     texts = [
         f"{CLIP}Generate the caption in English:",
         f"{CLIP}Detect the language and recognize the speech: <|en|>",
         f"{CLIP} and {CLIP}",
     ]
     clips = [clip(0.5, 0), clip(3.21, 1), clip(0.021, 2), clip(1, 3)]
-    batch = mine(texts, clips, sampling_rate=16_000)
-    expected = theirs(
+    batch = actual(texts, clips, sampling_rate=16_000)
+    expected = reference(
         text=texts, audio=clips, sampling_rate=16_000, return_tensors="np", padding=True
     )
     for key in ("input_ids", "attention_mask"):
@@ -155,20 +155,20 @@ def test_base_prompts_in_a_batch(processors: tuple) -> None:
 
 @pytest.mark.parametrize("knobs", [dict(top_k=3), dict(top_p=0.6), dict(top_k=7, top_p=0.8)])
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.9])
-def test_sampling_knobs(knobs: dict, temperature: float) -> None:
+def test_sampling_knobs(changes: dict, temperature: float) -> None:
     import torch
     from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
     logits = np.random.default_rng(0).standard_normal((5, 40)).astype(np.float32) * 3
-    theirs = TemperatureLogitsWarper(temperature)(None, torch.tensor(logits))
-    if "top_k" in knobs:
-        theirs = TopKLogitsWarper(knobs["top_k"])(None, theirs)
-    if "top_p" in knobs:
-        theirs = TopPLogitsWarper(knobs["top_p"])(None, theirs)
-    mine = apply_temperature_top_k_top_p(
-        jnp.asarray(logits), SamplingConfig(temperature=temperature, **knobs)
+    reference = TemperatureLogitsWarper(temperature)(None, torch.tensor(logits))
+    if "top_k" in changes:
+        reference = TopKLogitsWarper(changes["top_k"])(None, reference)
+    if "top_p" in changes:
+        reference = TopPLogitsWarper(changes["top_p"])(None, reference)
+    actual = apply_temperature_top_k_top_p(
+        jnp.asarray(logits), SamplingConfig(temperature=temperature, **changes)
     )
-    np.testing.assert_allclose(mine, theirs.numpy(), rtol=1e-6)
+    np.testing.assert_allclose(actual, reference.numpy(), rtol=1e-6)
 
 
 def test_repetition_penalty(tmp_path: Path) -> None:
@@ -190,12 +190,12 @@ def test_repetition_penalty(tmp_path: Path) -> None:
         "input_features": batch["input_features"][:n],
         "feature_attention_mask": batch["feature_attention_mask"][:n],
     }
-    qa = qa_jax.load(save(model, tmp_path / "hf"))
+    loaded = qa_jax.load(save(model, tmp_path / "hf"))
     tensors = as_torch(row, torch.float32)
     del tensors["position_ids"]
     with torch.no_grad():
-        theirs = model.generate(
+        reference = model.generate(
             **tensors, max_new_tokens=32, do_sample=False, repetition_penalty=1.4
         )[:, row["input_ids"].shape[1] :]
-    ours_ = qa.generate(row, max_new_tokens=32, temperature=0.0, repetition_penalty=1.4)
-    assert ours_ == theirs.tolist()
+    actual = loaded.generate(row, max_new_tokens=32, temperature=0.0, repetition_penalty=1.4)
+    assert actual == reference.tolist()

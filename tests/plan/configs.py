@@ -15,7 +15,7 @@ needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (Linux only)"
 )
 T, FRAMES = 640, 1004
-"""Lengths that are no parameter's dimension, so that a shape tells what it is of."""
+"""Lengths that no parameter has as a dimension, so that shapes identify arrays."""
 
 
 def shallow(frames: int = FRAMES, **mesh: int) -> RunConfig:

@@ -1,4 +1,4 @@
-"""Bytes that a plan for this processor tells, and those that two real steps took: two numbers.
+"""Prints the planned memory of a CPU step, and the peak memory of two real steps.
 
 A process of its own: its peak is its own, and JAX has one device.
 """
@@ -48,11 +48,11 @@ def main() -> None:
     places = compiled.input_shardings[0]
     fresh = jax.jit(lambda key: initialize(models.policy, key), out_shardings=places[0].params)
     params = fresh(jax.random.key(0))
-    moving, _ = partition(params, make_trainable_mask(models.policy, config.optimizer.freeze))
-    moments = jax.jit(optimizer.init, out_shardings=places[0].opt_state)(moving)
+    trainable, _ = partition(params, make_trainable_mask(models.policy, config.optimizer.freeze))
+    moments = jax.jit(optimizer.init, out_shardings=places[0].opt_state)(trainable)
     step = jax.device_put(np.int32(0), places[0].step)
     state = TrainState(step, params, moments)
-    del moving, params, moments
+    del trainable, params, moments
 
     tokens = np.full((1, ROWS, TOKENS), 5, np.int32)
     tokens[:, :, 2 : 2 + num_audio_tokens(FRAMES - 4)] = model.audio_token_id

@@ -28,12 +28,12 @@ def test_full_finetuning_fits_one_h200() -> None:
     config = load_run_config(CONFIGS / "sft_7b.yaml", overrides)
     plan = make_plan(config, find_target("h200:1"))
     assert plan.fits and not plan.compiled and plan.parameters == 8_397_094_912
-    held = plan.bytes_per_chip
-    learnt = plan.parameters - 1500 * 1280
-    assert held["parameters"] == 4 * plan.parameters
-    assert held["gradients"] == 4 * learnt and held["optimizer"] == 6 * learnt
-    assert held["activations"] == 2 * 4 * 32 * (2048 * 4096 + 1500 * 1280)
-    assert sum(held.values()) < plan.hbm_bytes_per_chip
+    size = plan.bytes_per_chip
+    trainable = plan.parameters - 1500 * 1280
+    assert size["parameters"] == 4 * plan.parameters
+    assert size["gradients"] == 4 * trainable and size["optimizer"] == 6 * trainable
+    assert size["activations"] == 2 * 4 * 32 * (2048 * 4096 + 1500 * 1280)
+    assert sum(size.values()) < plan.hbm_bytes_per_chip
     more = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, freeze=()))
     assert not make_plan(more, find_target("h100:1")).fits
 
@@ -48,15 +48,15 @@ def test_lora_fits_one_gpu(target: str, overrides: list[str], width: int) -> Non
     assert plan.fits and plan.parameters == 8_397_094_912
     models = make_models(config.model, config.lora)
     low = count_parameters(models.policy) - count_parameters(models.base)
-    held, sizes = plan.bytes_per_chip, {p: d.shape for p, d in param_specs(models.base).items()}
+    size, sizes = plan.bytes_per_chip, {p: d.shape for p, d in param_specs(models.base).items()}
     adapted = 32 * 16 * (4 * (4096 + 4096) + 3 * (4096 + 11_008)) + 16 * (1280 + 4096)
-    assert low == adapted and held["optimizer"] == 2 * held["gradients"] == 8 * low
+    assert low == adapted and size["optimizer"] == 2 * size["gradients"] == 8 * low
     if width == 2:
-        assert held["parameters"] == 2 * plan.parameters + 4 * low
+        assert size["parameters"] == 2 * plan.parameters + 4 * low
     else:
         kernels = sum(math.prod(s) for p, s in sizes.items() if (*p[:-1], "kernel_scale") in sizes)
-        assert held["parameters"] < 1.12 * kernels + 2 * (plan.parameters - kernels)
-    assert sum(held.values()) < plan.hbm_bytes_per_chip
+        assert size["parameters"] < 1.12 * kernels + 2 * (plan.parameters - kernels)
+    assert sum(size.values()) < plan.hbm_bytes_per_chip
 
 
 def test_dpo_reference_memory() -> None:
@@ -91,6 +91,6 @@ def test_state_bytes_equal_the_compilers() -> None:
     run = RunConfig(model=config)
     shapes = Shapes(num_rows=8, num_tokens=64, num_clips=8, num_frames=104, grad_accum_steps=1)
     stats = lower_step(run, mesh, shapes).compile().memory_analysis()
-    held = state_bytes(run, make_models(config, run.lora), 8)
-    counted = held["parameters"] + held["optimizer"]
+    size = state_bytes(run, make_models(config, run.lora), 8)
+    counted = size["parameters"] + size["optimizer"]
     assert stats.argument_size_in_bytes == pytest.approx(counted, rel=0.1)

@@ -22,13 +22,13 @@ from tests.plan.configs import CONFIGS, needs_libtpu, shallow
 
 T, FRAMES = 640, 1004
 T, FRAMES = 640, 1004
-"""Lengths that are no parameter's dimension, so that a shape tells what it is of."""
+"""Lengths that no parameter has as a dimension, so that shapes identify arrays."""
 
 
 @needs_libtpu
 @pytest.mark.parametrize(
     ("topology", "frames", "mesh"),
-    # The second without sound: compiling is what this takes, and it has half as much.
+    # The second without audio, which halves the compile time.
     [("v5e:2x4", FRAMES, {"fsdp": 8}), ("v6e:2x4", 0, {"fsdp": 4, "tensor": 2})],
 )
 def test_compiled_program(
@@ -89,7 +89,7 @@ def test_search() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 def test_planned_memory_equals_a_real_run() -> None:
-    """The step as it is planned for a processor, run there: the process's peak, within 10 %."""
+    """The planned memory of a step on a CPU against the process's peak, within 10 %."""
     flags = "--xla_backend_optimization_level=1"
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("real_run.py"))],

@@ -39,8 +39,8 @@ def test_meshes_agree_with_one_device(
     def five_steps(
         sizes: tuple[int, int, int], devices: list[jax.Device]
     ) -> tuple[list[float], Any]:
-        wanted = dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))
-        run = prepare(config({**settings, "mesh": wanted}), devices)
+        target_positions = dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))
+        run = prepare(config({**settings, "mesh": target_positions}), devices)
         with jax.set_mesh(run.mesh):
             state, curve = initial_state(run), []
             step = make_run_step(run.config, run.models, run.objective, run.optimizer)

@@ -34,8 +34,8 @@ def plain(hidden: jax.Array, kernel: jax.Array, targets: jax.Array, weights: jax
 
 
 def summed(hidden: jax.Array, kernel: jax.Array, targets: jax.Array, weights: jax.Array) -> tuple:
-    loss, likeliest = cross_entropy(hidden, kernel, targets, weights > 0)
-    return jnp.sum(loss * weights), jnp.sum(likeliest)
+    loss, is_argmax = cross_entropy(hidden, kernel, targets, weights > 0)
+    return jnp.sum(loss * weights), jnp.sum(is_argmax)
 
 
 def compare(got: tuple, expected: tuple) -> None:
@@ -91,8 +91,8 @@ def test_tokens_without_loss_cost_nothing_and_a_frozen_kernel_no_gradient(
     loss, _ = summed(broken, kernel, targets, weights)
     np.testing.assert_allclose(loss, plain(hidden, kernel, targets, weights)[0], rtol=1e-6)
 
-    def products(moving: tuple[int, ...]) -> int:
-        grad = jax.jit(jax.grad(lambda *x: summed(*x)[0], moving))
+    def products(trainable: tuple[int, ...]) -> int:
+        grad = jax.jit(jax.grad(lambda *x: summed(*x)[0], trainable))
         text = grad.lower(hidden, kernel, targets, weights).as_text()
         return text.count("stablehlo.dot_general")
 

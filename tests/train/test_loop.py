@@ -31,7 +31,7 @@ def test_training_learns_and_saves_checkpoints(settings: dict) -> None:
 
 
 def test_resume_is_bit_exact(settings: dict, tmp_path: Path) -> None:
-    """Stopped at a step and gone on, in an order of data and of parameters that stays the same."""
+    """A stopped and resumed run has the losses and parameters of an uninterrupted one."""
     straight = json.loads(json.dumps(settings))
     straight["train"]["output_dir"] = str(tmp_path / "straight")
     train(config(straight))

@@ -143,8 +143,8 @@ def test_packing_unrolling_and_accumulation_give_equal_gradients(
         results.append(summed)
     (expected, out), (found, other) = results
     assert float(other.loss) == pytest.approx(float(out.loss), rel=1e-5)
-    told, wanted = other.metrics(), out.metrics()
-    assert int(told["tokens"]) == int(wanted["tokens"])
-    assert float(told["audio_seconds"]) == pytest.approx(float(wanted["audio_seconds"]))
+    told, target_positions = other.metrics(), out.metrics()
+    assert int(told["tokens"]) == int(target_positions["tokens"])
+    assert float(told["audio_seconds"]) == pytest.approx(float(target_positions["audio_seconds"]))
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
         assert np.abs(a - b).max() <= 1e-5 * np.abs(a).max() + 1e-6

@@ -51,23 +51,23 @@ def test_dpo_learns_with_every_kind_of_reference(
 
 
 def test_losses_equal_their_formulas() -> None:
-    """With what TRL has no like of: smoothed labels, the better answer's likelihood, padding."""
+    """Options beyond the TRL comparison: label smoothing, the SFT term, padding."""
     rng = np.random.default_rng(0)
     log_probs = -rng.random((8, 5))
-    wanted = rng.random((8, 5)) < 0.6
-    wanted[:, 0] = True
-    wanted[[3, 7]] = False  # the last pair only fills the batch
-    log_probs[~wanted] = 0
+    target_positions = rng.random((8, 5)) < 0.6
+    target_positions[:, 0] = True
+    target_positions[[3, 7]] = False  # the last pair only fills the batch
+    log_probs[~target_positions] = 0
     reference = -3 * rng.random(8)
     ratio = log_probs.sum(1) - reference
-    count = np.maximum(wanted.sum(1), 1)
+    count = np.maximum(target_positions.sum(1), 1)
     margin = (ratio[:4] - ratio[4:])[:3]
 
     def log_sigmoid(x: np.ndarray) -> np.ndarray:
         return -np.log1p(np.exp(-x))
 
     def found(**how: Any) -> float:
-        values = (jnp.asarray(x) for x in (log_probs, reference, wanted))
+        values = (jnp.asarray(x) for x in (log_probs, reference, target_positions))
         out = dpo_loss(DPOConfig(**how), *values)
         return float(out.loss / out.weight)
 
@@ -79,9 +79,9 @@ def test_losses_equal_their_formulas() -> None:
     likelihood = -(log_probs.sum(1) / count)[:3]
     both = -log_sigmoid(0.1 * margin) + 0.5 * likelihood
     assert found(sft_weight=0.5) == pytest.approx(both.mean(), rel=1e-5)
-    # Groups hold their better answers first, each on its own.
+    # Each batch shard has its chosen responses first, then its rejected ones.
     order = [0, 1, 4, 5, 2, 3, 6, 7]
-    values = (jnp.asarray(x[order]) for x in (log_probs, reference, wanted))
+    values = (jnp.asarray(x[order]) for x in (log_probs, reference, target_positions))
     out = dpo_loss(DPOConfig(), *values, num_batch_shards=2)
     assert float(out.loss / out.weight) == pytest.approx(found(), rel=1e-6)
 

@@ -1,4 +1,4 @@
-"""Training adapters: what is learnt, saved, resumed and computed."""
+"""Training LoRA adapters: what is trained, saved, resumed and computed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from qa_jax.plan.plan import lower_step
 from qa_jax.train import train
 from qa_jax.train.run import make_models
 from qa_jax.trees import merge_trees
-from tests.conftest import sound
+from tests.conftest import make_waveform
 from tests.runs import config, losses, stopping_after
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -42,7 +42,7 @@ def test_training_learns_and_saves_adapters_only(settings: dict, tiny_checkpoint
     output = Path(settings["train"]["output_dir"])
     train(lora(settings, tiny_checkpoint, "--train.steps=30", "--optimizer.peak_lr=2e-2"))
     curve = losses(output)
-    # The random head, which stays, lets it learn so much and no more.
+    # The frozen random LM head limits how far the loss can fall.
     assert np.mean(curve[-4:]) < np.mean(curve[:4]) - 0.25
     assert before == {p: p.read_bytes() for p in tiny_checkpoint.rglob("*") if p.is_file()}
     adapter, card = checkpoint.load_adapter(output)
@@ -55,20 +55,22 @@ def test_training_learns_and_saves_adapters_only(settings: dict, tiny_checkpoint
     assert rank_sized and all(4 in shape for shape in rank_sized), "no state is the base's size"
 
     # The directory answers by itself, as the base with the adapter does.
-    qa, plain = qa_jax.load(output), qa_jax.load(tiny_checkpoint)
-    assert qa.processor is not None
-    prompt = qa.processor("<|audio_bos|><|AUDIO|><|audio_eos|>what is", [(sound(0.6), 16_000)])
-    moved = qa.logits(prompt)
+    loaded, plain = qa_jax.load(output), qa_jax.load(tiny_checkpoint)
+    assert loaded.processor is not None
+    prompt = loaded.processor(
+        "<|audio_bos|><|AUDIO|><|audio_eos|>what is", [(make_waveform(0.6), 16_000)]
+    )
+    moved = loaded.logits(prompt)
     given = qa_jax.load(tiny_checkpoint, adapter=output).logits(prompt)
     np.testing.assert_array_equal(moved, given)
     assert np.abs(moved - plain.logits(prompt)).max() > 1e-2
     # Beside the model or merged into it is the same.
-    model = Qwen2Audio(qa.config)
+    model = Qwen2Audio(loaded.config)
     add_lora(model, LoraConfig(("decoder/.*_proj", "projector"), 4, base_dtype="float32"))
     ids = jnp.asarray(prompt["input_ids"])
     beside = bind(model)(merge_trees(plain.params, adapter.params))
     text = beside.logits(beside(ids, jnp.ones_like(ids))[0])
-    merged = bind(Qwen2Audio(qa.config))(merge_lora(plain.params, adapter))
+    merged = bind(Qwen2Audio(loaded.config))(merge_lora(plain.params, adapter))
     np.testing.assert_allclose(
         text, merged.logits(merged(ids, jnp.ones_like(ids))[0]), atol=1e-5 * np.abs(text).max()
     )
@@ -109,7 +111,7 @@ def test_init_from_an_adapter(settings: dict, tiny_checkpoint: Path, tmp_path: P
         qa_jax.load(tmp_path / "full").params,
         qa_jax.load(first).params,
     )
-    # And so has a second adapter on top of the first, before it has learnt anything.
+    # A second adapter on top of the first changes nothing before its first step.
     train(lora(settings, Path(first), *ref_params[:2], f"--train.output_dir={tmp_path / 'second'}"))
     jax.tree.map(
         np.testing.assert_array_equal,
@@ -148,5 +150,5 @@ def test_frozen_gradients_are_not_computed() -> None:
         assert flops[name] == pytest.approx(counted, rel=0.1), name
     assert flops["adapted"] < 0.9 * flops["frozen"] < 0.75 * flops["full"]
     assert temporary["adapted"] < temporary["frozen"] < temporary["full"]
-    # Two moments each for what moves, none for the rest.
+    # Two moments for each trainable parameter, none for the others.
     assert arguments["adapted"] < 0.4 * arguments["full"]
