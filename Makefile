@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 export JAX_PLATFORMS ?= cpu
-# Large pages for the buffers of each step: a quarter less time on Linux, nothing elsewhere.
+# Huge pages: a step takes a quarter less time on Linux; no effect elsewhere.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: demo stages test jobs lint parity bench clean
@@ -12,14 +12,14 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 demo: $(VENV)/.demo
 	$(BIN)/qa-jax demo --output runs/demo
 
-# The demo, where it has not been run, and then the report's third stage: preferences.
+# The demo, unless it has been run, then the report's third stage, DPO.
 stages: $(VENV)/.demo
 	$(BIN)/qa-jax demo --stages --output runs/demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not parity and not jobs"
 
-# Several minutes: trainings of several processes, killed and resumed. QA_JAX_KILLS=20 for more kills.
+# Multi-process training jobs, killed and resumed; several minutes. QA_JAX_KILLS=20 for more kills.
 jobs: $(VENV)/.dev
 	$(BIN)/python -m pytest -m jobs
 
@@ -27,6 +27,8 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site
 
 parity: $(VENV)/.parity
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m parity
@@ -35,11 +37,11 @@ bench: $(VENV)/.parity
 	$(BIN)/python benchmarks/against_transformers.py
 	$(BIN)/python benchmarks/training_step.py
 
-# Editable, so that a change is seen at once; the stamp is older than setup.py when that changes.
+# Editable; reinstalled when setup.py is newer than the stamp.
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# Bytecode is compiled when it is needed: a third of the time of installing.
+# Without compiling bytecode, which is a third of the installation time.
 $(VENV)/.demo: setup.py | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q --no-compile -e ".[demo]"
 	touch $@

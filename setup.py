@@ -58,6 +58,7 @@ setup(
             'jax[tpu]>=0.10,<0.13; sys_platform == "linux" and platform_machine == "x86_64"',
             "beartype>=0.20",
             "import-linter>=2.3",
+            "mkdocs>=1.6,<2",
             "mkdocs-material>=9.6",
             "mkdocstrings[python]>=0.29",
             "mypy>=1.15",

@@ -42,7 +42,7 @@ def main() -> None:
         # The first line includes compilation.
         waits = [m["data_wait"] for m in read_metrics(demo / name / "metrics.jsonl")][1:]
         mean = sum(waits) / len(waits)
-        lines.append(f"Waiting for data in the demo's {title}: {mean:.1%} of the time.")
+        lines.append(f"Data wait in the demo's {title}: {mean:.1%} of the time.")
     print("\n".join(lines))
     replace_section("demo_data", lines)
 

@@ -66,7 +66,9 @@ class AudioEncoder(Module):
 
     Args:
         config: the encoder's.
-        attention_impl, conv_init_scale, position_init_scale: `ModelConfig`'s.
+        attention_impl: of `ModelConfig`.
+        conv_init_scale: of `ModelConfig`.
+        position_init_scale: of `ModelConfig`.
         scan_kwargs: `remat` and `unroll` of `scan`.
     """
 

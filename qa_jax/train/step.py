@@ -113,8 +113,7 @@ def make_train_step(
             "loss": out.loss / weight,
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": learning_rate(state.step),
-            **out.metrics(),
-        }
+        } | out.metrics()
         params = merge_trees(frozen, trainable)
         return TrainState(state.step + 1, params, opt_state, ema), metrics
 

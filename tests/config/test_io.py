@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import yaml
 
 from qa_jax.config import (
     ModelConfig,
@@ -17,6 +18,7 @@ from qa_jax.config import (
     to_dict,
     to_hf,
 )
+from qa_jax.config.io import OTHER_NAMES, _flat_names, read_recipe
 from qa_jax.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -149,3 +151,63 @@ def test_number_of_settings() -> None:
     from qa_jax.config.io import _flat_names
 
     assert len(_flat_names(dataclasses.asdict(RunConfig()))) < 120
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("train.learning_rate", "optimizer.peak_lr"),
+        ("train.gradient_accumulation_steps", "optimizer.grad_accum_steps"),
+        ("lora.r", "lora.rank"),
+        ("optimizer.max_grad_norm", "optimizer.clip_global_norm"),
+        ("train.stepz", "train.steps"),
+    ],
+)
+def test_names_of_other_projects_are_answered_with_ours(
+    name: str, remedy: str, tmp_path: Path
+) -> None:
+    section, _, key = name.partition(".")
+    with pytest.raises(InputError, match=rf"{name}.*did you mean {remedy}\?"):
+        parse(RunConfig, {section: {key: 1}}, "recipe.yaml")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("preset: demo\n")
+    with pytest.raises(InputError, match=rf"{name}.*did you mean {remedy}\?"):
+        load_run_config(recipe, [f"--{name}", "1"])
+
+
+def test_every_suggested_name_is_a_setting() -> None:
+    known = set(_flat_names(to_dict(RunConfig())))
+    assert set(OTHER_NAMES.values()) <= known
+    assert not {name for name in OTHER_NAMES if any(k.endswith(f".{name}") for k in known)}
+
+
+def test_recipes_inherit(tmp_path: Path) -> None:
+    (tmp_path / "hardware").mkdir()
+    base, recipe = tmp_path / "base.yaml", tmp_path / "hardware" / "recipe.yaml"
+    base.write_text("preset: demo\ntrain: {steps: 7, seed: 3}\ndata: {buckets: {0: 1, 504: 2}}\n")
+    recipe.write_text("base: ../base.yaml\ntrain: {steps: 9}\ndata: {buckets: {3000: 4}}\n")
+    config = load_run_config(recipe)
+    assert (config.preset, config.train.steps, config.train.seed) == ("demo", 9, 3)
+    # Buckets are one setting: they are replaced, not merged.
+    assert config.data.buckets == {3000: 4}
+    assert load_run_config(recipe, ["--train.steps=11"]).train.steps == 11
+
+
+@pytest.mark.parametrize(("base", "message"), [("b.yaml", "own base"), ("c.yaml", "not found")])
+def test_bad_bases_are_refused(base: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    (tmp_path / "b.yaml").write_text(f"base: {base}\n")
+    with pytest.raises(InputError, match=message):
+        load_run_config(tmp_path / "a.yaml")
+
+
+def test_no_recipe_repeats_its_base() -> None:
+    for path in sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml")):
+        recipe = yaml.safe_load(path.read_text())
+        base = recipe.pop("base", None)
+        if base is None:
+            continue
+        inherited = read_recipe(path.parent / base)
+        for section, values in recipe.items():
+            for name, value in values.items() if isinstance(values, dict) else ():
+                assert inherited.get(section, {}).get(name) != value, f"{path}: {section}.{name}"

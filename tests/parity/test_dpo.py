@@ -70,40 +70,43 @@ def make_pairs(vocab: int, seed: int, asked: tuple[int, ...]) -> Pairs:
     return Pairs(tokens, mask, answers, waveforms)
 
 
-def run_trl(model: Any, directory: Path, data: list[Pairs], **settings: Any) -> dict[str, Any]:
-    """TRL's log of every step, and the gradients before it."""
-    import torch
-    from datasets import Dataset
+def make_trl_processor(num_mel_bins: int) -> Any:
+    """A processor of three words: the tokens are given, and only its padding id is used."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
-    from transformers import (
-        PreTrainedTokenizerFast,
-        Qwen2AudioForConditionalGeneration,
-        Qwen2AudioProcessor,
-        TrainerCallback,
-        WhisperFeatureExtractor,
-    )
-    from trl import DPOConfig, DPOTrainer
+    from transformers import PreTrainedTokenizerFast, Qwen2AudioProcessor, WhisperFeatureExtractor
 
     words = {"<pad>": 3, "<|AUDIO|>": 80, "a": 0}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel(words, unk_token="a")), pad_token="<pad>"
     )
-    extractor = WhisperFeatureExtractor(feature_size=model.config.audio_config.num_mel_bins)
+    return Qwen2AudioProcessor(WhisperFeatureExtractor(feature_size=num_mel_bins), tokenizer)
 
-    def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
-        one = data[rows[0]["number"]]
-        features = extractor(
-            one.waveforms, sampling_rate=16_000, return_attention_mask=True, return_tensors="pt"
-        )
-        return {
-            "input_ids": torch.tensor(one.tokens),
-            "attention_mask": torch.tensor(one.mask),
-            "completion_mask": torch.tensor(one.answers),
-            "input_features": features["input_features"].repeat(2, 1, 1),
-            "feature_attention_mask": features["attention_mask"].repeat(2, 1),
-        }
 
+def collate_for_trl(pairs: Pairs, processor: Any) -> dict[str, Any]:
+    """One step's pairs as TRL's model inputs."""
+    import torch
+
+    features = processor.feature_extractor(
+        pairs.waveforms, sampling_rate=16_000, return_attention_mask=True, return_tensors="pt"
+    )
+    return {
+        "input_ids": torch.tensor(pairs.tokens),
+        "attention_mask": torch.tensor(pairs.mask),
+        "completion_mask": torch.tensor(pairs.answers),
+        "input_features": features["input_features"].repeat(2, 1, 1),
+        "feature_attention_mask": features["attention_mask"].repeat(2, 1),
+    }
+
+
+def run_trl(model: Any, directory: Path, data: list[Pairs], **settings: Any) -> dict[str, Any]:
+    """TRL's log of every step, and the gradients before it."""
+    import torch
+    from datasets import Dataset
+    from transformers import Qwen2AudioForConditionalGeneration, TrainerCallback
+    from trl import DPOConfig, DPOTrainer
+
+    processor = make_trl_processor(model.config.audio_config.num_mel_bins)
     gradients: list[dict[tuple[str, ...], np.ndarray]] = []
 
     class Keep(TrainerCallback):
@@ -133,10 +136,10 @@ def run_trl(model: Any, directory: Path, data: list[Pairs], **settings: Any) -> 
             bf16=False,
             **settings,
         ),
-        data_collator=collate,
-        # "images" keeps the trainer from tokenizing; what a row holds is made by `collate`.
+        data_collator=lambda rows: collate_for_trl(data[rows[0]["number"]], processor),
+        # "images" keeps the trainer from tokenizing; what a row holds is made by `collate_for_trl`.
         train_dataset=Dataset.from_list([{"images": [], "number": i} for i in range(len(data))]),
-        processing_class=Qwen2AudioProcessor(extractor, tokenizer),
+        processing_class=processor,
         optimizers=(adamw, torch.optim.lr_scheduler.LambdaLR(adamw, lambda _: 1.0)),
         callbacks=[Keep()],
     )

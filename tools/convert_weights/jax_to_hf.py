@@ -54,9 +54,9 @@ def to_hf(
     entries = {n: Entry(t.hf_shape, dtypes[n]) for n, t in weights.tensors.items()}
     # checksums.json describes a conversion's step 0, not the steps of training.
     expected = read_checksums(source) if dtype is None and weights.step == 0 else {}
-    raw = config_to_hf(weights.config)
     names = {t.name for t in dtypes.values()}
-    raw["torch_dtype"] = names.pop() if len(names) == 1 else "float32"
+    torch_dtype = names.pop() if len(names) == 1 else "float32"
+    raw = config_to_hf(weights.config) | {"torch_dtype": torch_dtype}
     origin = [str(weights.directory.resolve()), weights.step]
     description = {"to": "hf", "source": origin, "limit": limit, "dtype": dtype, "config": raw}
     with ConversionJob(dest, description, sum(e.size for e in entries.values())) as job:
@@ -70,8 +70,7 @@ def to_hf(
 
             def blocks() -> Iterator[np.ndarray]:
                 for block in weights.read(tensor):
-                    cast = block.astype(dtypes[tensor.hf], copy=False)
-                    written.add(cast)
+                    written.add(cast := block.astype(dtypes[tensor.hf], copy=False))
                     yield cast
 
             shards.write(tensor.hf, blocks())

@@ -45,7 +45,8 @@ def completion_log_probs(
     Args:
         model: with its parameters bound.
         batch: without its leading dimension.
-        num_batch_shards, rows_per_clip: see `qa_jax.model.qwen2_audio.merge_audio_embeddings`.
+        num_batch_shards: see `qa_jax.model.qwen2_audio.merge_audio_embeddings`.
+        rows_per_clip: likewise.
     """
     audio = None
     if batch.waveform is not None and batch.num_frames is not None:
