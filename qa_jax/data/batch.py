@@ -21,7 +21,7 @@ class TrainBatch(NamedTuple):
         tokens: ids.
         segment_ids: 1, 2, ... for the records of a row, 0 at padding (on the right).
         loss_weights: weight of predicting this token; 0 for tokens that are not targets.
-        waveform: audio at 16 kHz, or None in the bucket without audio.
+        waveform: audio at 16 kHz, or log-mels computed elsewhere; None in the bucket without audio.
         num_frames: valid log-mel frames, or None.
         reference_log_probs: precomputed log-probability of each row's completion, or None.
 
@@ -32,7 +32,7 @@ class TrainBatch(NamedTuple):
     tokens: Int[AnyArray, "*accum B T"]
     segment_ids: Int[AnyArray, "*accum B T"]
     loss_weights: Float[AnyArray, "*accum B T"]
-    waveform: Float[AnyArray, "*accum A samples"] | None
+    waveform: Float[AnyArray, "*accum A samples"] | Float[AnyArray, "*accum A F M"] | None
     num_frames: Int[AnyArray, "*accum A"] | None
     reference_log_probs: Float[AnyArray, "*accum B"] | None = None
 

@@ -61,16 +61,16 @@ def test_check_names_every_bad_record(
 ) -> None:
     command = ["data", "check", str(broken), "--tokenizer", str(tokenizer_dir)]
     assert main([*command, "--max-tokens", "400"]) == 2
-    lines = capsys.readouterr().out.splitlines()
+    output = capsys.readouterr().out.splitlines()
     lines = broken.read_text().splitlines()
-    problems = [line for line in lines if line.startswith(f"{broken}:")]
-    assert len(problems) == 30 and "170 usable records, 30 unusable" in lines
+    problems = [line for line in output if line.startswith(f"{broken}:")]
+    assert len(problems) == 30 and "170 usable records, 30 unusable" in output
     for problem in problems:
         number, _, cause = problem.removeprefix(f"{broken}:").partition(":")
         assert BROKEN[lines[int(number) - 1]] in cause, problem
         assert ";" in cause, f"no remedy: {problem}"
-    assert any(line.startswith("170 clips, ") for line in lines)
-    assert any(line.startswith("tokens: min ") for line in lines)
+    assert any(line.startswith("170 clips, ") for line in output)
+    assert any(line.startswith("tokens: min ") for line in output)
 
 
 def test_training_skips_at_most_max_bad_records(

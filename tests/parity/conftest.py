@@ -133,7 +133,7 @@ def as_torch(batch: dict[str, np.ndarray], dtype: Any) -> dict[str, Any]:
     return tensors
 
 
-def by_our_paths(model: Any, of: Callable[[Any], Any]) -> dict[tuple[str, ...], np.ndarray]:
+def by_path(model: Any, of: Callable[[Any], Any]) -> dict[tuple[str, ...], np.ndarray]:
     """What `of` gives of each of a model's parameters, zeros for None, by our parameters' paths;
     layers are stacked, other dimensions as in Hugging Face's."""
     parameters = dict(model.named_parameters())

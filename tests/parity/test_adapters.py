@@ -120,7 +120,8 @@ def test_an_adapted_model_and_its_gradients(case: str, tmp_path: Path) -> None:
     assert lora.scale == pytest.approx(scale)
     model = Qwen2Audio(loaded.config)
     assert set(add_lora(model, lora)) == set(adapter.scales)
-    bound, inputs = bind(model), prepare_inputs(batch, loaded.config, token_multiple=1)
+    bound = bind(model)
+    inputs = jax.tree.map(jnp.asarray, prepare_inputs(batch, loaded.config, token_multiple=1))
 
     def of(low: Any) -> tuple[Any, Any]:
         m = bound(merge_trees(loaded.params, low))
@@ -135,7 +136,7 @@ def test_an_adapted_model_and_its_gradients(case: str, tmp_path: Path) -> None:
         assert relative_error(np.asarray(gradient), expected[path]) < 1e-5, path
 
 
-def test_what_is_no_plain_lora_is_refused(tmp_path: Path) -> None:
+def test_other_adapters_are_refused(tmp_path: Path) -> None:
     base = save(random_reference(1), tmp_path / "base")
     dora = adapted(random_reference(1), target_modules=["q_proj"], r=2, use_dora=True)
     dora.save_pretrained(tmp_path / "dora")
@@ -143,7 +144,7 @@ def test_what_is_no_plain_lora_is_refused(tmp_path: Path) -> None:
         load(base, adapter=tmp_path / "dora")
     head = adapted(random_reference(1), target_modules=["embed_tokens"], r=2)
     head.save_pretrained(tmp_path / "table")
-    with pytest.raises(ValueError, match="no LoRA matrix of a linear layer"):
+    with pytest.raises(ValueError, match="not a LoRA matrix of a linear layer"):
         load(base, adapter=tmp_path / "table")
 
 

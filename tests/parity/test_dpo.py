@@ -24,7 +24,7 @@ from qa_jax.train.run import make_models, make_run_step
 from qa_jax.train.step import TrainState
 from qa_jax.trees import flatten_dict, partition
 from tests.conftest import make_waveform
-from tests.parity.conftest import by_our_paths, random_reference, save
+from tests.parity.conftest import by_path, random_reference, save
 
 RATE, EPS = 5e-3, 1e-4
 
@@ -111,7 +111,7 @@ def run_trl(model: Any, directory: Path, data: list[Pairs], **settings: Any) -> 
 
     class Keep(TrainerCallback):
         def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-            kept = by_our_paths(model, lambda p: None if p.grad is None else p.grad.clone())
+            kept = by_path(model, lambda p: None if p.grad is None else p.grad.clone())
             gradients.append(kept)
 
     reference = Qwen2AudioForConditionalGeneration.from_pretrained(directory, dtype="float32")
@@ -151,7 +151,7 @@ def run_trl(model: Any, directory: Path, data: list[Pairs], **settings: Any) -> 
     return {"log": log, "gradients": gradients}
 
 
-def our_batch(one: Pairs) -> TrainBatch:
+def to_batch(one: Pairs) -> TrainBatch:
     longest = max(w.size for w in one.waveforms)
     signal = np.zeros((len(one.waveforms), -(-longest // 640) * 640 + 640), np.float32)
     for row, waveform in zip(signal, one.waveforms, strict=True):
@@ -194,10 +194,10 @@ def run_qa_jax(directory: Path, data: list[Pairs], dpo: DPOConfig) -> dict[str, 
     state = TrainState(jnp.zeros((), jnp.int32), loaded.params, optimizer.init(trainable))
 
     log, moments = [], [flatten_dict(jax.tree.map(jnp.zeros_like, trainable))]
-    for one in data:
-        batch = our_batch(one)
+    for pairs in data:
+        batch = to_batch(pairs)
         if dpo.reference == "precomputed":
-            rows = jax.tree.map(lambda x: x[0], batch)
+            rows = jax.tree.map(lambda x: jnp.asarray(x[0]), batch)
             found = jnp.sum(
                 completion_log_probs(bind(models.base)(loaded.params), rows, 1, 2)[0], axis=1
             )
@@ -233,9 +233,9 @@ def test_steps_are_those_of_trl(case: str, tmp_path: Path) -> None:
     base = save(model, tmp_path / "base")
     steps, asked = (4, (1, 2)) if case == "sigmoid" else (2, (1,))
     data = [make_pairs(model.config.text_config.vocab_size, i, asked) for i in range(steps)]
-    their_settings, our_settings = LOSSES[case]
-    expected = run_trl(model, base, data, **their_settings)
-    found = run_qa_jax(base, data, our_settings)
+    trl_settings, settings = LOSSES[case]
+    expected = run_trl(model, base, data, **trl_settings)
+    found = run_qa_jax(base, data, settings)
     if case == "sigmoid":
         assert found["log"][0]["loss"] == pytest.approx(math.log(2), rel=1e-6)
     scale = max(abs(row["rewards/chosen"]) for row in expected["log"])

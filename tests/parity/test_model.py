@@ -20,7 +20,7 @@ from qa_jax.train.objectives import next_token_loss
 from qa_jax.trees import flatten_dict
 from tests.parity.conftest import (
     as_torch,
-    by_our_paths,
+    by_path,
     random_batch,
     random_reference,
     relative_error,
@@ -90,7 +90,7 @@ def reference_run(model: Any, batch: dict, dtype: Any) -> dict[str, Any]:
         "logits": out.logits.detach().numpy(),
         "loss": loss.item(),
         "transformers_loss": model(**tensors, labels=torch.tensor(labels)).loss.item(),
-        "gradients": by_our_paths(model, lambda p: p.grad),
+        "gradients": by_path(model, lambda p: p.grad),
     }
 
 
@@ -104,17 +104,17 @@ def labels_of(batch: dict) -> np.ndarray:
 
 
 def run_qa_jax(loaded: qa_jax.LoadedModel, batch: dict) -> dict[str, Any]:
-    inputs = prepare_inputs(batch, loaded.config, token_multiple=1)
+    inputs = jax.tree.map(jnp.asarray, prepare_inputs(batch, loaded.config, token_multiple=1))
     bound = bind(Qwen2Audio(loaded.config))
+    weight_dtype = loaded.params["decoder"]["norm"]["scale"].dtype
     train = TrainBatch(
         tokens=inputs.tokens,
         segment_ids=inputs.attention_mask.astype(np.int32),
-        loss_weights=(labels_of(batch) >= 0).astype(
-            loaded.params["decoder"]["norm"]["scale"].dtype
-        ),
+        loss_weights=(labels_of(batch) >= 0).astype(weight_dtype),
         waveform=inputs.waveform,
-        frames=inputs.num_frames,
+        num_frames=inputs.num_frames,
     )
+    train = jax.tree.map(jnp.asarray, train)
 
     def loss(params: Any) -> jax.Array:
         out = next_token_loss(bound(params), train)

@@ -153,9 +153,9 @@ def test_base_prompts_in_a_batch(processors: tuple) -> None:
         np.testing.assert_array_equal(batch[key], expected[key])
 
 
-@pytest.mark.parametrize("knobs", [dict(top_k=3), dict(top_p=0.6), dict(top_k=7, top_p=0.8)])
+@pytest.mark.parametrize("changes", [dict(top_k=3), dict(top_p=0.6), dict(top_k=7, top_p=0.8)])
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.9])
-def test_sampling_knobs(changes: dict, temperature: float) -> None:
+def test_sampling(changes: dict, temperature: float) -> None:
     import torch
     from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
