@@ -68,19 +68,24 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     Raises InputError if the sizes do not fit the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = mesh_sizes(config, len(devices))
-    num_slices = len({getattr(d, "slice_index", 0) for d in devices})
-    if num_slices > 1:
-        return _multislice_mesh(sizes, num_slices, devices)
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    grid = arrange_devices(mesh_sizes(config, len(devices)), devices)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def _multislice_mesh(
-    sizes: tuple[int, int, int], num_slices: int, devices: Sequence[jax.Device]
-) -> Mesh:
-    """Only `data` spans DCN, the network between slices: one gradient reduction a step."""
+def arrange_devices(sizes: tuple[int, int, int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """The devices as a grid (data, fsdp, tensor) in which neighbours are near in the network.
+
+    On TPUs the grid follows the torus, and only `data` spans DCN, the network between slices: one
+    gradient reduction a step. GPUs and CPUs are in the order of their processes, so that `tensor`
+    stays within a host. Raises InputError for slices that `data` does not divide.
+    """
+    if devices[0].platform != "tpu":
+        # Their slice_index is the host's and says nothing of the network.
+        ordered = sorted(devices, key=lambda d: (d.process_index, d.id))
+        return np.array(ordered, dtype=object).reshape(sizes)
     from jax.experimental import mesh_utils
 
+    num_slices = len({getattr(d, "slice_index", 0) for d in devices})
     data, fsdp, tensor = sizes
     if data % num_slices:
         raise InputError(
@@ -88,10 +93,21 @@ def _multislice_mesh(
             f"data = {data} is not a multiple of {num_slices} slices",
             f"set data to {num_slices}",
         )
-    grid = mesh_utils.create_hybrid_device_mesh(
-        (data // num_slices, fsdp, tensor), (num_slices, 1, 1), devices
-    )
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+
+    def arrange(split: bool) -> np.ndarray:
+        if num_slices == 1:
+            return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=split)
+        return mesh_utils.create_hybrid_device_mesh(
+            (data // num_slices, fsdp, tensor),
+            (num_slices, 1, 1),
+            devices,
+            allow_split_physical_axes=split,
+        )
+
+    try:
+        return arrange(split=False)
+    except NotImplementedError:  # an axis of the mesh takes part of an axis of the torus
+        return arrange(split=True)
 
 
 def partition_spec(

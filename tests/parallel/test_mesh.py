@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -11,6 +13,9 @@ from qa_jax.config import MeshConfig, preset
 from qa_jax.errors import InputError
 from qa_jax.model import Qwen2Audio, param_specs
 from qa_jax.parallel import constrain, make_mesh, num_batch_shards, partition_spec
+from qa_jax.parallel.mesh import arrange_devices
+from qa_jax.plan import find_target
+from tests.plan.configs import needs_libtpu
 
 
 def test_sizes() -> None:
@@ -50,3 +55,45 @@ def test_constraints_need_a_mesh_to_act() -> None:
         assert y.addressable_shards[0].data.shape == (1, 4, 2)
         with pytest.raises(InputError, match="cannot be sharded over 8 devices"):
             jax.jit(lambda x: constrain(x, "batch", "time", "act_embed"))(x[:5])
+
+
+def test_hosts_of_gpus_make_one_mesh() -> None:
+    """`slice_index` of GPUs and CPUs is the host's: it must not be taken for a TPU slice."""
+    devices = [
+        Mock(jax.Device, platform="gpu", id=i, process_index=i // 8, slice_index=i // 8)
+        for i in range(16)
+    ]
+    grid = arrange_devices((1, 2, 8), devices[::-1])
+    assert [[d.process_index for d in row] for row in grid[0]] == [[0] * 8, [1] * 8]
+    assert arrange_devices((1, 16, 1), devices).shape == (1, 16, 1)
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    "topology",
+    [
+        "v5e:4x4",
+        "v5e:16x16",
+        "v6e:2x2",
+        "v6e:2x4",
+        "v6e:4x4",
+        "v6e:16x16",
+        "v5p:2x2x1",
+        "v5p:4x4x4",
+    ],
+)
+@pytest.mark.parametrize("slices", [1, 2, 4, 8])
+def test_tpu_topologies_make_meshes(topology: str, slices: int) -> None:
+    """Tensor axes from 1 to 8 fit every topology of the recipes; only `data` spans slices."""
+    target = find_target(topology, slices)
+    for tensor in (1, 2, 4, 8):
+        if target.num_devices // slices % tensor:
+            continue
+        mesh = make_mesh(MeshConfig(data=slices, fsdp=-1, tensor=tensor), target.devices)
+        assert mesh.shape["tensor"] == tensor and mesh.size == target.num_devices
+        assert len(set(mesh.devices.flat)) == mesh.size
+        for replica in mesh.devices:
+            assert len({getattr(d, "slice_index", 0) for d in replica.flat}) == 1
+    if slices > 1:
+        with pytest.raises(InputError, match=f"set data to {slices}"):
+            make_mesh(MeshConfig(), target.devices)
