@@ -30,8 +30,9 @@ ANY_SHAPE = {
     # A linear layer contracts any number of dimensions, and a constraint applies to any array.
     "qa_jax.model.layers.Linear.__call__",
     "qa_jax.model.layers.Linear.project",
-    "qa_jax.model.layers.matmul",
-    "qa_jax.model.layers.materialize_cotangent",
+    "qa_jax.model.gradients.matmul",
+    "qa_jax.model.gradients.materialize_cotangent",
+    "qa_jax.model.gradients.expand",
     "qa_jax.lora.layers.LoraLinear.project",
     "qa_jax.parallel.mesh.constrain",
     # Tensors of every shape are read and converted.

@@ -14,7 +14,7 @@ from qa_jax.checkpoint.directory import is_checkpoint, read_config
 from qa_jax.checkpoint.manager import abstract_params, load_params
 from qa_jax.config import ModelConfig
 from qa_jax.errors import InputError
-from qa_jax.lora import LoraWeights, merge_lora
+from qa_jax.lora import merge_lora
 from qa_jax.model import Qwen2Audio
 from qa_jax.typing import DType, Params
 
@@ -99,10 +99,4 @@ def merge_adapter(
             "contains neither adapter.yaml (qa_jax) nor adapter_config.json (PEFT)",
             "name an adapter's directory",
         )
-    shardings = jax.tree.map(lambda x: x.sharding, params)
-    merge = jax.jit(
-        lambda params, lora_params: merge_lora(params, LoraWeights(lora_params, adapter.scales)),
-        donate_argnums=0,
-        out_shardings=shardings,
-    )
-    return merge(params, adapter.params)
+    return merge_lora(params, adapter)

@@ -41,7 +41,8 @@ def is_peft(directory: str | Path) -> bool:
 def read_peft(directory: str | Path, config: ModelConfig) -> LoraWeights:
     """An adapter of a model of this configuration, with stacked layers.
 
-    A layer of a stack without an adapter gets zeros, which change nothing. Raises InputError
+    A layer of a stack without an adapter gets zeros, which change nothing. Layers of different rank
+    or alpha are padded to the largest rank, and B takes the difference in scale. Raises InputError
     listing everything that is not plain LoRA of this model's linear layers.
     """
     path = Path(directory) / CONFIG_FILE
@@ -54,6 +55,7 @@ def read_peft(directory: str | Path, config: ModelConfig) -> LoraWeights:
     source = SafetensorsDir(directory, rename=lambda name: name)
     table = tensor_map(config)
     found: dict[str, dict[str, np.ndarray]] = {}
+    scales: dict[str, float] = {}
     for key in source:
         match = _KEY.fullmatch(key.removeprefix(_PREFIX))
         name = released_name(f"{match['module']}.weight") if match else key
@@ -62,10 +64,12 @@ def read_peft(directory: str | Path, config: ModelConfig) -> LoraWeights:
             problems.append(f"{key}: not a LoRA matrix of a linear layer of this model")
             continue
         found.setdefault(name, {})[match["side"]] = source.read(key)
+        if match["side"] == "A":
+            scales[name] = _scale(match["module"], source.shape(key)[0], raw, path)
     for name, sides in found.items():
         problems += _shape_problems(table[name], sides)
     raise_problems(directory, problems, "name the adapter's own base model")
-    return _stack(table, found, raw)
+    return _stack(table, found, scales)
 
 
 def _shape_problems(tensor: TensorSpec, sides: dict[str, np.ndarray]) -> list[str]:
@@ -78,40 +82,53 @@ def _shape_problems(tensor: TensorSpec, sides: dict[str, np.ndarray]) -> list[st
 
 
 def _stack(
-    table: dict[str, TensorSpec], found: dict[str, dict[str, np.ndarray]], raw: JsonDict
+    table: dict[str, TensorSpec], found: dict[str, dict[str, np.ndarray]], scales: dict[str, float]
 ) -> LoraWeights:
+    groups: dict[ParamPath, list[str]] = collections.defaultdict(list)
+    for name in found:
+        groups[table[name].path].append(name)
+    num_layers = collections.Counter(t.path for t in table.values())
     flat: dict[ParamPath, np.ndarray] = {}
-    scales: dict[ParamPath, float] = {}
-    layers = collections.Counter(t.path for t in table.values())
-    for name, sides in found.items():
-        tensor = table[name]
-        path = tensor.path[:-1]
-        rank = sides["A"].shape[0]
-        scale = _scale(name.removesuffix(".weight"), rank, raw)
+    for path, names in groups.items():
+        tensor, scale = table[names[0]], scales[names[0]]
         outs, ins = (tuple(tensor.shape[d] for d in dims) for dims in tensor.hf_dims)
-        a, b = sides["A"].T.reshape(*ins, rank), sides["B"].T.reshape(rank, *outs)
-        if tensor.layer is None:
-            flat[(*path, "lora_a")], flat[(*path, "lora_b")] = a, b
-            scales[path] = scale
-            continue
-        n = layers[tensor.path]
-        stack_a = flat.setdefault((*path, "lora_a"), np.zeros((n, *a.shape), a.dtype))
-        stack_b = flat.setdefault((*path, "lora_b"), np.zeros((n, *b.shape), b.dtype))
-        if stack_a.shape[1:] != a.shape or scales.setdefault(path, scale) != scale:
-            raise InputError(
-                name, "its rank or alpha differs from other layers'", "merge it with PEFT instead"
-            )
-        stack_a[tensor.layer], stack_b[tensor.layer] = a, b
-    return LoraWeights(unflatten_dict(flat), scales)
+        rank = max(found[name]["A"].shape[0] for name in names)
+        # Only a scale that goes into B needs more digits than the file has.
+        dtype = found[names[0]]["A"].dtype
+        if any(scales[name] != scale for name in names):
+            dtype = np.promote_types(dtype, np.float32)
+        n = num_layers[path]
+        a, b = np.zeros((n, *ins, rank), dtype), np.zeros((n, rank, *outs), dtype)
+        for name in names:
+            side_a, side_b = found[name]["A"].T, found[name]["B"].T.astype(dtype)
+            layer, r = table[name].layer or 0, side_a.shape[-1]
+            a[layer, ..., :r] = side_a.reshape(*ins, r)
+            b[layer, :r] = side_b.reshape(r, *outs)
+            if scales[name] != scale:
+                b[layer] *= scales[name] / scale
+        stacked = tensor.layer is not None
+        flat[(*path[:-1], "lora_a")], flat[(*path[:-1], "lora_b")] = (
+            (a, b) if stacked else (a[0], b[0])
+        )
+    by_layer = {path[:-1]: scales[names[0]] for path, names in groups.items()}
+    return LoraWeights(unflatten_dict(flat), by_layer)
 
 
-def _scale(module: str, rank: int, raw: JsonDict) -> float:
-    """alpha / rank, with PEFT's alpha_pattern: a key matches a module's name or its end."""
-    alpha = raw["lora_alpha"]
+def _scale(module: str, rank: int, raw: JsonDict, source: Path) -> float:
+    """alpha / rank, with PEFT's alpha_pattern.
+
+    As in PEFT, the first key counts that matches the module's name, or its end from a dot on. The
+    names are those of the file, or the other spelling of transformers.
+    """
+    alpha = raw.get("lora_alpha")
+    released = released_name(f"{module}.weight")
+    modules = {n.removesuffix(".weight") for n in (released, in_memory_name(released))}
     for pattern, value in (raw.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", module):
+        if any(re.match(rf"(.*\.)?({pattern})$", name) for name in (module, *modules)):
             alpha = value
             break
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or alpha <= 0:
+        raise InputError(source, f"lora_alpha of {module} is {alpha!r}", "give a positive number")
     return alpha / (math.sqrt(rank) if raw.get("use_rslora") else rank)
 
 

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from qa_jax.model.layers import Linear, at_least_float32, matmul
+from qa_jax.model.gradients import at_least_float32, matmul
+from qa_jax.model.layers import Linear
 from qa_jax.typing import Array, Float
 
 

@@ -29,17 +29,41 @@ class LoraWeights(NamedTuple):
 def merge_lora(params: Params, adapter: LoraWeights, sign: float = 1.0) -> Params:
     """Parameters with the adapter added (with sign -1: subtracted).
 
-    The product is computed in float32 and rounded once, to the parameters' dtype. Raises KeyError
-    for a layer that the model does not have.
+    Each kernel is replaced on its own, and its buffer is reused: `params` is donated. The product
+    is computed in float32, a layer at a time, and rounded once, to the kernel's dtype. Raises
+    KeyError for a layer that the model does not have.
     """
     flat = flatten_dict(params)
     lora_params = flatten_dict(adapter.params)
     for path, scale in adapter.scales.items():
-        kernel = flat[(*path, "kernel")]
+        kernel = flat.pop((*path, "kernel"))
         a, b = lora_params[(*path, "lora_a")], lora_params[(*path, "lora_b")]
-        merged = kernel.astype(jnp.float32) + sign * scale * lora_delta(a, b, kernel.shape)
-        flat[(*path, "kernel")] = merged.astype(kernel.dtype)
+        merge = jax.jit(add_delta, donate_argnums=0, out_shardings=kernel.sharding)
+        flat[(*path, "kernel")] = merge(kernel, a, b, sign * scale)
     return unflatten_dict(flat)
+
+
+def add_delta(
+    kernel: Float[Array, "*dims"],
+    a: Float[AnyArray, "*in_dims rank"],
+    b: Float[AnyArray, "*out_dims"],
+    scale: float | Float[Array, ""],
+) -> Float[Array, "*dims"]:
+    """kernel + scale * A B. A stacked kernel is updated layer by layer, in place under donation."""
+
+    def add(kernel: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+        dtype = jnp.promote_types(kernel.dtype, jnp.float32)
+        return (kernel.astype(dtype) + scale * lora_delta(a, b, kernel.shape)).astype(kernel.dtype)
+
+    if a.ndim + b.ndim - 2 == kernel.ndim:
+        return add(kernel, a, b)
+    a, b = jnp.asarray(a), jnp.asarray(b)
+
+    def update(layer: jax.Array, kernel: jax.Array) -> jax.Array:
+        merged = add(kernel[layer], a[layer], b[layer])
+        return jax.lax.dynamic_update_index_in_dim(kernel, merged, layer, 0)
+
+    return jax.lax.fori_loop(0, kernel.shape[0], update, kernel)
 
 
 def lora_delta(

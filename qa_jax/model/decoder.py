@@ -9,15 +9,8 @@ import jax.numpy as jnp
 
 from qa_jax.config import TextConfig
 from qa_jax.model.attention import AttentionMask, dot_product_attention
-from qa_jax.model.layers import (
-    Linear,
-    RMSNorm,
-    apply_rope,
-    at_least_float32,
-    fan_in_normal,
-    matmul_precision,
-    normal,
-)
+from qa_jax.model.gradients import at_least_float32, embed, matmul_precision
+from qa_jax.model.layers import Linear, RMSNorm, apply_rope, fan_in_normal, normal
 from qa_jax.model.module import Module, param, scan, stack
 from qa_jax.parallel import constrain
 from qa_jax.typing import Array, DType, Float, Int
@@ -131,7 +124,7 @@ class TextDecoder(Module):
 
     def embed(self, tokens: Int[Array, "B T"], dtype: DType) -> Float[Array, "B T D"]:
         """Token embeddings."""
-        return self.embed_tokens[...].astype(dtype)[tokens]
+        return embed(self.embed_tokens[...], tokens, dtype)
 
     def __call__(
         self,
@@ -174,17 +167,15 @@ class TextDecoder(Module):
                 x, cache = carry
             return self.norm(x), cache
 
-    def head(self, dtype: DType) -> Float[Array, "D V"]:
+    def head(self) -> Float[Array, "D V"]:
         """The output layer's kernel; a tied one is the transposed embedding table."""
-        if self.lm_head is None:
-            return self.embed_tokens[...].astype(dtype).T
-        return self.lm_head[...].astype(dtype)
+        return self.embed_tokens[...].T if self.lm_head is None else self.lm_head[...]
 
     def logits(self, hidden: Float[Array, "*rest D"]) -> Float[Array, "*rest V"]:
         """Logits, accumulated and returned in float32 (float64 for float64)."""
         return jax.lax.dot_general(
             hidden,
-            self.head(hidden.dtype),
+            self.head().astype(hidden.dtype),
             (((hidden.ndim - 1,), (0,)), ((), ())),
             precision=matmul_precision(hidden.dtype),
             preferred_element_type=at_least_float32(hidden.dtype),

@@ -7,9 +7,9 @@ import math
 import jax
 import jax.numpy as jnp
 
+from qa_jax.model.gradients import at_least_float32, convolve, expand, matmul
 from qa_jax.model.module import Initializer, Module, param
-from qa_jax.parallel import current_platform
-from qa_jax.typing import Array, DType, Float, Int
+from qa_jax.typing import Array, Float, Int
 
 # The reference's initial scale. Larger ones, such as 1 / sqrt(inputs), slow audio-text alignment.
 normal: Initializer = jax.nn.initializers.normal(0.02)
@@ -27,16 +27,6 @@ def scaled(init: Initializer, scale: float) -> Initializer:
     if scale == 1.0:
         return init
     return lambda key, shape, dtype: init(key, shape, dtype) * scale
-
-
-def matmul_precision(dtype: DType) -> jax.lax.Precision | None:
-    """HIGHEST for float32 and wider, which a TPU would otherwise round to bfloat16."""
-    return None if dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST
-
-
-def at_least_float32(dtype: DType) -> DType:
-    """The dtype of norms, softmax and rotary angles: float32, or float64 for a float64 model."""
-    return jnp.promote_types(dtype, jnp.float32)
 
 
 class Linear(Module):
@@ -64,40 +54,11 @@ class Linear(Module):
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         y = self.project(x)
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        return y if self.bias is None else y + expand(self.bias[...], y.shape, y.dtype)
 
     def project(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """x W without the bias."""
         return matmul(x, self.kernel[...], self.in_dims)
-
-
-def matmul(
-    x: Float[Array, "..."], kernel: Float[Array, "..."] | Int[Array, "..."], in_dims: int
-) -> Float[Array, "..."]:
-    """x W in the activations' dtype, contracting the last `in_dims` dimensions of x."""
-    dims = tuple(range(x.ndim - in_dims, x.ndim)), tuple(range(in_dims))
-    y = jax.lax.dot_general(
-        x, kernel.astype(x.dtype), (dims, ((), ())), precision=matmul_precision(x.dtype)
-    )
-    return materialize_cotangent(y)
-
-
-@jax.custom_vjp
-def materialize_cotangent(y: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The identity, whose cotangent is materialised on CPUs.
-
-    XLA's CPU backend would otherwise fuse its computation into both products that use it, and
-    compute it twice, once in a slow memory order (a sixth of a training step). GPUs and TPUs fuse
-    it well.
-    """
-    return y
-
-
-def _materialize_cotangent_bwd(_: None, d_y: Float[Array, "..."]) -> tuple[Float[Array, "..."]]:
-    return (jax.lax.optimization_barrier(d_y) if current_platform() == "cpu" else d_y,)
-
-
-materialize_cotangent.defvjp(lambda y: (y, None), _materialize_cotangent_bwd)
 
 
 class LayerNorm(Module):
@@ -124,7 +85,7 @@ class RMSNorm(Module):
     def __call__(self, x: Float[Array, "*rest D"]) -> Float[Array, "*rest D"]:
         y = x.astype(at_least_float32(x.dtype))
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
-        return self.scale[...].astype(x.dtype) * y.astype(x.dtype)
+        return expand(self.scale[...], y.shape, x.dtype) * y.astype(x.dtype)
 
 
 class Conv(Module):
@@ -138,15 +99,8 @@ class Conv(Module):
 
     def __call__(self, x: Float[Array, "A F I"]) -> Float[Array, "A G O"]:
         """(A, F, in) -> (A, ceil(F / stride), out)."""
-        y = jax.lax.conv_general_dilated(
-            x,
-            self.kernel[...].astype(x.dtype),
-            window_strides=(self.stride,),
-            padding=((1, 1),),
-            dimension_numbers=("NTC", "TIO", "NTC"),
-            precision=matmul_precision(x.dtype),
-        )
-        return y + self.bias[...].astype(x.dtype)
+        y = convolve(x, self.kernel[...], self.stride)
+        return y + expand(self.bias[...], y.shape, y.dtype)
 
 
 def sinusoids(length: int, channels: int) -> Float[Array, "{length} {channels}"]:

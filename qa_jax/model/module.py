@@ -72,15 +72,6 @@ def scan(
     `remat` and `unroll` are `ModelConfig`'s. Layers separated by `unstack` run one by one.
     """
     graphdef, params = nnx.split(layers)
-    first = jax.tree.leaves(params, is_leaf=_is_tuple)[0]
-    if _is_tuple(first):
-        outputs = []
-        for i in range(len(first)):
-            layer = jax.tree.map(lambda p, i=i: p[i], params, is_leaf=_is_tuple)
-            x = jax.tree.map(lambda x, i=i: x[i], xs)
-            carry, y = body(nnx.merge(graphdef, layer), carry, x)
-            outputs.append(y)
-        return carry, jax.tree.map(lambda *y: jnp.stack(y), *outputs)
 
     def step(carry: PyTree, inputs: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
         params, x = inputs
@@ -88,7 +79,16 @@ def scan(
 
     if remat != "none":
         # XLA cannot merge the recomputation with the original inside a scan: no barrier is needed.
-        step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=False)
+        # Without the loop it would, and keep what should be recomputed.
+        step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=unroll)
+    first = jax.tree.leaves(params, is_leaf=_is_tuple)[0]
+    if _is_tuple(first):
+        outputs = []
+        for i in range(len(first)):
+            layer = jax.tree.map(lambda p, i=i: p[i], params, is_leaf=_is_tuple)
+            carry, y = step(carry, (layer, jax.tree.map(lambda x, i=i: x[i], xs)))
+            outputs.append(y)
+        return carry, jax.tree.map(lambda *y: jnp.stack(y), *outputs)
     return jax.lax.scan(step, carry, (params, xs), unroll=unroll or 1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 import jax
@@ -25,19 +26,22 @@ class Chip(NamedTuple):
 
 
 _GIB = 2**30
-# By the start of jax.Device.device_kind; the first match counts. Sources, November 2026:
+# By the first whole words of jax.Device.device_kind. Sources, November 2026:
 # docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, tpu7x; NVIDIA's data sheets of
-# A100, H100, H200, L4 and RTX 4090 (the last two are linked by PCI Express).
+# A100, H100, H200, L4, L40S and RTX 4090 (the last three are linked by PCI Express).
 CHIPS = {
     "TPU v4": Chip(275e12, 32 * _GIB, 1228e9, 300e9),
     "TPU v5 lite": Chip(197e12, 16 * _GIB, 819e9, 200e9),
     "TPU v5e": Chip(197e12, 16 * _GIB, 819e9, 200e9),
     "TPU v5": Chip(459e12, 95 * _GIB, 2765e9, 600e9),
+    "TPU v5p": Chip(459e12, 95 * _GIB, 2765e9, 600e9),
+    "TPU v6e": Chip(918e12, 32 * _GIB, 1640e9, 448e9),
     "TPU v6": Chip(918e12, 32 * _GIB, 1640e9, 448e9),
     "TPU7x": Chip(2307e12, 192 * _GIB, 7380e9, 1200e9),
     "NVIDIA A100": Chip(312e12, 80 * 10**9, 2039e9, 300e9),
     "NVIDIA H100": Chip(989e12, 80 * 10**9, 3350e9, 450e9),
     "NVIDIA L4": Chip(121e12, 24 * 10**9, 300e9, 32e9),
+    "NVIDIA L40S": Chip(362e12, 48 * 10**9, 864e9, 32e9),
     "NVIDIA GeForce RTX 4090": Chip(165e12, 24 * 10**9, 1008e9, 32e9),
     "NVIDIA H200": Chip(989e12, 141 * 10**9, 4800e9, 450e9),
 }
@@ -47,7 +51,8 @@ _TWO_DEVICES = ("TPU7x",)
 
 def chip_of(kind: str) -> Chip | None:
     """By `jax.Device.device_kind`; None for a CPU, or a chip that is not in the table."""
-    return next((chip for name, chip in CHIPS.items() if kind.startswith(name)), None)
+    matches = (chip for name, chip in CHIPS.items() if re.match(rf"{name}(?![0-9A-Za-z])", kind))
+    return next(matches, None)
 
 
 def peak_flops(device: jax.Device) -> float | None:

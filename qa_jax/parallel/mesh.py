@@ -72,7 +72,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def arrange_devices(sizes: tuple[int, int, int], devices: Sequence[jax.Device]) -> np.ndarray:
+def arrange_devices(
+    sizes: tuple[int, int, int], devices: Sequence[jax.Device]
+) -> Shaped[np.ndarray, "data fsdp tensor"]:
     """The devices as a grid (data, fsdp, tensor) in which neighbours are near in the network.
 
     On TPUs the grid follows the torus, and only `data` spans DCN, the network between slices: one

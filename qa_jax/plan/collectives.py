@@ -27,6 +27,7 @@ class Collective(NamedTuple):
         num_executions: executions in one run.
         largest: bytes of its largest array.
         shape: shape of that array.
+        dtype: its dtype as XLA writes it: f32, bf16, ...
         source: name of the operation that it belongs to.
     """
 
@@ -35,6 +36,7 @@ class Collective(NamedTuple):
     num_executions: int
     largest: int
     shape: tuple[int, ...]
+    dtype: str
     source: str
 
 
@@ -159,9 +161,10 @@ def _parse_collective(line: str, count: int) -> Collective | None:
         "collective-permute": float(whole),
     }[kind]
     source = re.search(r'op_name="([^"]*)"', line)
-    shape = tuple(int(n) for n in arrays[sizes.index(max(sizes))][1].split(",") if n)
+    dtype, dims = arrays[sizes.index(max(sizes))]
+    shape = tuple(int(n) for n in dims.split(",") if n)
     name = source.group(1) if source else ""
-    return Collective(kind, sent * count, count, max(sizes), shape, name)
+    return Collective(kind, sent * count, count, max(sizes), shape, dtype, name)
 
 
 def _size(kind: str, shape: str) -> int:

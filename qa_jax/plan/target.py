@@ -17,6 +17,7 @@ _GPUS = {
     "h100": "NVIDIA H100",
     "h200": "NVIDIA H200",
     "l4": "NVIDIA L4",
+    "l40s": "NVIDIA L40S",
     "rtx4090": "NVIDIA GeForce RTX 4090",
 }
 _TPUS = ("v4", "v5e", "v5p", "v6e", "tpu7x")

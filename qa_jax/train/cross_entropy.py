@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import CustomVJPPrimal
 from jax.sharding import PartitionSpec
 
-from qa_jax.model.layers import at_least_float32, matmul_precision
+from qa_jax.model.gradients import at_least_float32, matmul_precision
 from qa_jax.parallel import BATCH_AXES, current_platform, mesh_shape, partition_spec
 from qa_jax.typing import Array, Bool, DType, Float, Int, PyTree
 
@@ -44,7 +44,8 @@ def cross_entropy(
 
     Args:
         hidden: normalized hidden states.
-        kernel: of the output layer, in their dtype; logits are float32 or wider.
+        kernel: of the output layer, cast to their dtype block by block; logits are float32 or
+            wider. Its gradient is summed over devices in its own dtype.
         targets: ids.
         loss_mask: masked tokens are skipped, and give 0 and False.
 
@@ -178,7 +179,7 @@ class _BlockSpec(NamedTuple):
         self, hidden: jax.Array, kernel: jax.Array, first: jax.Array | int, size: int
     ) -> tuple[jax.Array, jax.Array]:
         """(N, size) logits, and the (D, size) block of the kernel."""
-        block = jax.lax.dynamic_slice_in_dim(kernel, first, size, axis=1)
+        block = jax.lax.dynamic_slice_in_dim(kernel, first, size, axis=1).astype(hidden.dtype)
         if self.embed:
             block = jax.lax.all_gather(block, self.embed, axis=0, tiled=True)
         return _matmul(hidden, block, (1, 0), at_least_float32(hidden.dtype)), block
@@ -261,7 +262,7 @@ def _gradient(
             d_z = d_z.astype(hidden.dtype)
             d_h = d_h + _matmul(d_z, columns, (1, 1), d_h.dtype)
             if needs_kernel_grad:
-                d_columns = _sum_over_rows(spec, _matmul(h, d_z, (0, 0), hidden.dtype))
+                d_columns = _sum_over_rows(spec, _matmul(h, d_z, (0, 0), kernel.dtype))
                 before = jax.lax.dynamic_slice_in_dim(d_kernel[0], first, size, axis=1)
                 d_kernel = [
                     jax.lax.dynamic_update_slice_in_dim(

@@ -15,6 +15,7 @@ import pytest
 from qa_jax import checkpoint, hf, load
 from qa_jax.cli import main
 from qa_jax.config import LoraConfig
+from qa_jax.errors import InputError
 from qa_jax.generate.inputs import prepare_inputs
 from qa_jax.lora import add_lora
 from qa_jax.model import AudioInput, Qwen2Audio, bind
@@ -35,6 +36,21 @@ CASES: dict[str, dict[str, Any]] = {
         "r": 4,
         "rank_pattern": {"fc1": 2},
         "alpha_pattern": {"fc1": 9},
+    },
+    "patterns by whole names": {
+        "target_modules": ["q_proj", "v_proj"],
+        "r": 4,
+        "alpha_pattern": {
+            r"model\.language_model\.layers\.0\.self_attn\.q_proj": 24,
+            r"^model\.audio_tower\..*\.v_proj": 2,
+        },
+        "use_rslora": True,
+    },
+    "layers of different rank and alpha": {
+        "target_modules": ["q_proj", "fc2"],
+        "r": 4,
+        "rank_pattern": {r"layers\.1\..*q_proj": 2},
+        "alpha_pattern": {r"layers\.0\..*q_proj": 3.0, r"layers.0.fc2": 1},
     },
     "some layers": {"target_modules": ["o_proj"], "r": 2, "layers_to_transform": [0]},
 }
@@ -85,6 +101,16 @@ def test_from_peft_and_back(case: str, tmp_path: Path) -> None:
     assert main(["convert", "to-hf", str(tmp_path / "ours"), str(tmp_path / "back")]) == 0
     again = PeftModel.from_pretrained(random_reference(seed), tmp_path / "back").eval()
     assert relative_error(logits(again, batch)[valid], expected[valid]) < 1e-5
+
+
+def test_modules_to_save_are_refused(tmp_path: Path) -> None:
+    """Whole modules trained beside the adapter are no part of it: not dropped silently."""
+    base = save(random_reference(1), tmp_path / "base")
+    adapted(
+        random_reference(1), target_modules=["q_proj"], r=2, modules_to_save=["lm_head"]
+    ).save_pretrained(tmp_path / "peft")
+    with pytest.raises(InputError, match=r"modules_to_save is \['lm_head'\], only plain LoRA"):
+        load(base, adapter=tmp_path / "peft")
 
 
 LAYERS = {

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -21,20 +22,28 @@ from qa_jax.plan.plan import LOW_EFFORT_OPTIONS, lower_step
 from tests.plan.configs import CONFIGS, needs_libtpu, shallow
 
 T, FRAMES = 640, 1004
-T, FRAMES = 640, 1004
 """Lengths that no parameter has as a dimension, so that shapes identify arrays."""
 
 
 @needs_libtpu
 @pytest.mark.parametrize(
-    ("topology", "frames", "mesh"),
+    ("topology", "frames", "grad_dtype", "mesh"),
     # The second without audio, which halves the compile time.
-    [("v5e:2x4", FRAMES, {"fsdp": 8}), ("v6e:2x4", 0, {"fsdp": 4, "tensor": 2})],
+    [
+        ("v5e:2x4", FRAMES, "float32", {"fsdp": 8}),
+        ("v6e:2x4", 0, "bfloat16", {"fsdp": 4, "tensor": 2}),
+    ],
 )
 def test_compiled_program(
-    topology: str, frames: int, mesh: dict[str, int], capfd: pytest.CaptureFixture[str]
+    topology: str,
+    frames: int,
+    grad_dtype: Literal["float32", "bfloat16"],
+    mesh: dict[str, int],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     config, target = shallow(frames, **mesh), find_target(topology)
+    optimizer = dataclasses.replace(config.optimizer, grad_dtype=grad_dtype)
+    config = dataclasses.replace(config, optimizer=optimizer)
     shapes = batch_shapes(config)
     clips = 16 if frames else 0
     assert shapes == Shapes(
@@ -52,6 +61,7 @@ def test_compiled_program(
     vocab = config.model.text.vocab_size // mesh.get("tensor", 1)
     rows = shapes.num_rows // mesh["fsdp"]
     assert f"f32[{rows},{T},{vocab}]" not in text and f"f32[{rows * T},{vocab}]" not in text
+    summed = set()
     for collective in collectives(text):
         of_activations = {T, T - 1} & set(collective.shape)
         # A sum over an axis of one device sends nothing.
@@ -59,6 +69,11 @@ def test_compiled_program(
         if "tensor" not in mesh and gathered:
             # Token ids are gathered, for the gradient of the table; they are a few KiB.
             assert not of_activations or collective.largest < 2**16, collective
+        is_sum = collective.kind in ("all-reduce", "reduce-scatter")
+        if is_sum and collective.largest > 2**20 and not of_activations:
+            summed.add(collective.dtype)
+    # Gradients of matrices travel in the dtype of the setting.
+    assert summed == {{"float32": "f32", "bfloat16": "bf16"}[grad_dtype]}
 
 
 @needs_libtpu

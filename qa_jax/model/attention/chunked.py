@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from qa_jax.model.attention.mask import AttentionMask, dense_mask
-from qa_jax.model.layers import at_least_float32, matmul_precision
+from qa_jax.model.gradients import at_least_float32, matmul_precision
 from qa_jax.parallel import current_platform
 from qa_jax.typing import Array, Float, Int
 

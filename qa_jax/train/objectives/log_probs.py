@@ -58,6 +58,6 @@ def completion_log_probs(
     # record's last token predict the next record's first.
     same = batch.segment_ids[:, 1:] == batch.segment_ids[:, :-1]
     loss_mask = same & (batch.loss_weights[:, 1:] > 0)
-    kernel = model.decoder.head(hidden.dtype)
+    kernel = model.decoder.head()
     nll, is_argmax = cross_entropy(hidden[:, :-1], kernel, batch.tokens[:, 1:], loss_mask)
     return TokenLogProbs(-nll, is_argmax, loss_mask)
