@@ -57,6 +57,7 @@ setup(
             # The TPU's compiler, which needs no TPU: for tests of `qa-jax plan`.
             'jax[tpu]>=0.10,<0.13; sys_platform == "linux" and platform_machine == "x86_64"',
             "beartype>=0.20",
+            "hypothesis>=6",
             "import-linter>=2.3",
             "mkdocs>=1.6,<2",
             "mkdocs-material>=9.6",

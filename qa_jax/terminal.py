@@ -9,6 +9,9 @@ from contextlib import contextmanager
 
 from qa_jax.errors import InputError
 
+RESTART = 75
+"""Exit code of a job that the same command, started again, continues: sysexits' EX_TEMPFAIL."""
+
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 

@@ -9,10 +9,8 @@ from typing import Any
 
 import jax
 import pytest
-from jax.sharding import Mesh
 
 from qa_jax.config import RunConfig, parse
-from qa_jax.data import TrainBatch
 from qa_jax.train import loop
 from qa_jax.train.metrics import read_metrics
 
@@ -58,17 +56,14 @@ class stopping_after:
         self.step = step
 
     def __enter__(self) -> None:
-        self.original = loop.shard_batch
-        calls = 0
+        self.original = loop.next_batch
 
-        def shard_batch(batch: TrainBatch, mesh: Mesh) -> TrainBatch:
-            nonlocal calls
-            calls += 1
-            if calls == self.step:
+        def next_batch(run: Any, batches: Any, step: int, local_shards: list[int]) -> Any:
+            if step == self.step:
                 signal.raise_signal(signal.SIGINT)
-            return self.original(batch, mesh)
+            return self.original(run, batches, step, local_shards)
 
-        loop.shard_batch = shard_batch
+        loop.next_batch = next_batch
 
     def __exit__(self, *_: object) -> None:
-        loop.shard_batch = self.original
+        loop.next_batch = self.original

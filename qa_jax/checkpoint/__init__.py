@@ -15,15 +15,11 @@ from qa_jax.checkpoint.directory import (
     create,
     is_checkpoint,
     read_config,
+    split_step,
 )
 from qa_jax.checkpoint.load import load_weights, merge_adapter, read_model_config
-from qa_jax.checkpoint.manager import (
-    CheckpointManager,
-    abstract_params,
-    find_step,
-    load_params,
-    save_params,
-)
+from qa_jax.checkpoint.manager import CheckpointManager, save_params
+from qa_jax.checkpoint.reader import abstract_params, all_steps, find_step, load_params
 
 __all__ = [
     "CONFIG_FILE",
@@ -31,6 +27,7 @@ __all__ = [
     "AdapterConfig",
     "CheckpointManager",
     "abstract_params",
+    "all_steps",
     "copy_tokenizer_files",
     "create",
     "create_adapter",
@@ -46,4 +43,5 @@ __all__ = [
     "read_model_config",
     "save_adapter",
     "save_params",
+    "split_step",
 ]

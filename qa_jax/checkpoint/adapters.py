@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 from jax.sharding import SingleDeviceSharding
 
 from qa_jax.checkpoint.directory import write_config
-from qa_jax.checkpoint.manager import CheckpointManager, save_params
+from qa_jax.checkpoint.manager import save_params
+from qa_jax.checkpoint.reader import find_step, restore, step_metadata
 from qa_jax.config import ModelConfig, parse, read_yaml, to_dict
 from qa_jax.lora import LoraWeights
+from qa_jax.paths import PathLike, as_path
 from qa_jax.typing import ParamPath
 
 ADAPTER_FILE = "adapter.yaml"
@@ -31,13 +32,13 @@ class AdapterConfig(NamedTuple):
     model: ModelConfig
 
 
-def is_adapter(directory: str | Path) -> bool:
+def is_adapter(directory: PathLike) -> bool:
     """Whether this is a qa_jax adapter."""
-    return (Path(directory) / ADAPTER_FILE).is_file()
+    return (as_path(directory) / ADAPTER_FILE).exists()
 
 
 def create_adapter(
-    directory: str | Path, config: AdapterConfig, tokenizer_dir: str | Path | None
+    directory: PathLike, config: AdapterConfig, tokenizer_dir: PathLike | None
 ) -> None:
     """Creates an adapter's directory, as `create` does for a model."""
     raw = {
@@ -45,21 +46,19 @@ def create_adapter(
         "scales": {"/".join(path): scale for path, scale in config.scales.items()},
         "model": to_dict(config.model),
     }
-    write_config(Path(directory), ADAPTER_FILE, raw, tokenizer_dir)
+    write_config(directory, ADAPTER_FILE, raw, tokenizer_dir)
 
 
-def read_adapter_config(directory: str | Path) -> AdapterConfig:
+def read_adapter_config(directory: PathLike) -> AdapterConfig:
     """Reads adapter.yaml."""
-    path = Path(directory) / ADAPTER_FILE
+    path = as_path(directory) / ADAPTER_FILE
     raw = read_yaml(path)
     scales = {tuple(name.split("/")): float(x) for name, x in raw.get("scales", {}).items()}
     model = parse(ModelConfig, raw.get("model", {}), path)
     return AdapterConfig(raw.get("base", ""), scales, model)
 
 
-def save_adapter(
-    directory: str | Path, adapter: LoraWeights, config: ModelConfig, base: str
-) -> None:
+def save_adapter(directory: PathLike, adapter: LoraWeights, config: ModelConfig, base: str) -> None:
     """Saves an adapter alone: `adapter.yaml`, and its matrices as the parameters of step 0.
 
     Args:
@@ -72,18 +71,14 @@ def save_adapter(
     create_adapter(directory, AdapterConfig(base, adapter.scales, config), None)
 
 
-def load_adapter(
-    directory: str | Path, step: int | None = None
-) -> tuple[LoraWeights, AdapterConfig]:
+def load_adapter(directory: PathLike, step: int | None = None) -> tuple[LoraWeights, AdapterConfig]:
     """An adapter's latest step (or `step`) and its adapter.yaml."""
     config = read_adapter_config(directory)
-    manager = CheckpointManager(directory)
-    found = manager.find(step)
+    found = find_step(directory, step)
     device = SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-        manager.metadata(found)["params"],
+        step_metadata(directory, found)["params"],
     )
-    params = manager.restore(found, params=abstract)["params"]
-    manager.close()
+    params = restore(directory, found, params=abstract)["params"]
     return LoraWeights(params, config.scales), config

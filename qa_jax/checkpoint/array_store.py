@@ -19,7 +19,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from qa_jax.checkpoint.directory import STEPS
-from qa_jax.checkpoint.manager import CheckpointManager
+from qa_jax.checkpoint.reader import step_metadata
 from qa_jax.config import JsonDict
 from qa_jax.errors import InputError
 from qa_jax.trees import flatten_dict
@@ -60,15 +60,15 @@ def create_arrays(
             "codecs": codecs,
         }
         spec = {**_array_spec(steps / "0" / "params", path), "metadata": metadata}
+        # A chunk of zeros, the fill value, would otherwise have no file, which cannot be restored.
+        spec["store_data_equal_to_fill_value"] = True
         created[path] = _open({**spec, "create": True, "delete_existing": True})
     return created
 
 
 def open_arrays(directory: str | Path, step: int) -> dict[ParamPath, TensorStore]:
     """A step's parameters by path, opened but not read."""
-    manager = CheckpointManager(directory)
-    paths = list(flatten_dict(manager.metadata(step)["params"]))
-    manager.close()
+    paths = list(flatten_dict(step_metadata(directory, step)["params"]))
     params = Path(directory).absolute() / STEPS / str(step) / "params"
     return {path: _open({**_array_spec(params, path), "open": True}) for path in paths}
 

@@ -3,27 +3,27 @@ directories, PEFT's adapters."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import jax
 from jax.sharding import Mesh
 
 from qa_jax import hf
 from qa_jax.checkpoint.adapters import is_adapter, load_adapter, read_adapter_config
-from qa_jax.checkpoint.directory import is_checkpoint, read_config
-from qa_jax.checkpoint.manager import abstract_params, load_params
+from qa_jax.checkpoint.directory import is_checkpoint, read_config, split_step
+from qa_jax.checkpoint.reader import abstract_params, load_params
 from qa_jax.config import ModelConfig
 from qa_jax.errors import InputError
 from qa_jax.lora import merge_lora
 from qa_jax.model import Qwen2Audio
+from qa_jax.paths import PathLike, as_path
 from qa_jax.typing import DType, Params
 
 
-def read_model_config(directory: str | Path) -> ModelConfig:
+def read_model_config(directory: PathLike) -> ModelConfig:
     """The model configuration of a qa_jax checkpoint or adapter, or of a Hugging Face directory.
 
     Raises InputError for any other directory.
     """
+    directory, _ = split_step(directory)
     if is_checkpoint(directory):
         return read_config(directory)
     if is_adapter(directory):
@@ -38,28 +38,31 @@ def read_model_config(directory: str | Path) -> ModelConfig:
     )
 
 
-def _is_hugging_face(directory: str | Path) -> bool:
+def _is_hugging_face(directory: PathLike) -> bool:
     is_qa_jax = is_checkpoint(directory) or is_adapter(directory)
-    return not is_qa_jax and (Path(directory) / "config.json").is_file()
+    return not is_qa_jax and (as_path(directory) / "config.json").exists()
 
 
 def load_weights(
-    directory: str | Path, mesh: Mesh | None = None, dtype: DType = None, step: int | None = None
+    directory: PathLike, mesh: Mesh | None = None, dtype: DType = None, step: int | None = None
 ) -> tuple[ModelConfig, Params]:
     """A model's configuration and parameters, each device reading its own shards.
 
     Args:
         directory: see `read_model_config`. An adapter is merged into its base model.
+            DIR/checkpoints/STEP is a step of a training run.
         mesh: the parameters' mesh; one device without.
         dtype: the parameters' dtype; None keeps the stored dtypes.
         step: of a training run; the latest by default.
     """
+    directory, named_step = split_step(directory)
+    step = named_step if step is None else step
     if not _is_hugging_face(directory):
         config = read_model_config(directory)
         if is_checkpoint(directory):
             return config, load_params(directory, config, mesh, dtype, step)
         base = read_adapter_config(directory).base
-        if not Path(base).is_dir():
+        if not as_path(base).is_dir():
             raise InputError(
                 directory, f"its base model {base!r} is not a directory", "convert or move it there"
             )
@@ -72,7 +75,7 @@ def load_weights(
 
 
 def merge_adapter(
-    params: Params, directory: str | Path, config: ModelConfig, step: int | None = None
+    params: Params, directory: PathLike, config: ModelConfig, step: int | None = None
 ) -> Params:
     """Parameters with an adapter merged in, with the same shardings and dtypes.
 

@@ -1,23 +1,25 @@
-"""The steps of a checkpoint directory, saved and restored by Orbax.
+"""Writing the steps of a checkpoint directory, by Orbax, in the background.
 
-`qa_jax.checkpoint.array_store` reads and writes the same files array by array.
+`qa_jax.checkpoint.reader` reads them, and `qa_jax.checkpoint.array_store` reads and writes the same
+files array by array.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
+from qa_jax.checkpoint import reader
 from qa_jax.checkpoint.checksums import (
     checksum_file,
     delete_stale_checksums,
@@ -25,30 +27,10 @@ from qa_jax.checkpoint.checksums import (
     write_checksums,
 )
 from qa_jax.checkpoint.directory import STEPS
-from qa_jax.config import ModelConfig
 from qa_jax.errors import InputError
-from qa_jax.model import Qwen2Audio, param_specs
-from qa_jax.parallel import barrier, is_main_process, sharding
-from qa_jax.trees import flatten_dict, unflatten_dict
-from qa_jax.typing import DType, Params, PyTree
-
-
-def abstract_params(
-    model: Qwen2Audio, mesh: Mesh | None = None, dtype: DType = jnp.float32
-) -> Params:
-    """The parameters' shapes, dtypes and shardings: on the mesh, or on one device without one.
-
-    `dtype` is that of parameters for which the model declares none.
-    """
-    one_device = SingleDeviceSharding(jax.local_devices()[0])
-    flat = {}
-    for path, spec in param_specs(model).items():
-        placed: jax.sharding.Sharding = one_device
-        if mesh is not None:
-            placed = sharding(mesh, spec.axes, spec.shape, "/".join(path))
-        flat[path] = jax.ShapeDtypeStruct(spec.shape, spec.dtype or dtype, sharding=placed)
-    return unflatten_dict(flat)
-
+from qa_jax.parallel import barrier, gather_texts, is_main_process
+from qa_jax.paths import PathLike, as_path, is_remote
+from qa_jax.typing import Params, PyTree
 
 _StorageOptions = ocp.options.ArrayOptions.Saving.StorageOptions
 
@@ -63,7 +45,11 @@ def _chunk_by_layer(path: Sequence[object], value: Any) -> object | None:
 
 
 class CheckpointManager:
-    """The steps of a checkpoint directory.
+    """The steps of a checkpoint directory that this job writes; as a context manager, it waits for
+    the save in progress however the context is left.
+
+    There may be one manager of a directory at a time: opening it deletes what an interrupted save
+    left. Readers use `qa_jax.checkpoint.reader`.
 
     Args:
         directory: the checkpoint directory.
@@ -72,13 +58,14 @@ class CheckpointManager:
     """
 
     def __init__(
-        self, directory: str | Path, max_to_keep: int | None = None, keep_period: int = 0
+        self, directory: PathLike, max_to_keep: int | None = None, keep_period: int = 0
     ) -> None:
         policies = ocp.training.preservation_policies
         preserve = [policies.LatestN(max_to_keep) if max_to_keep else policies.PreserveAll()]
         if keep_period:
             preserve.append(policies.EveryNSteps(keep_period))
-        self.directory = Path(directory).absolute()
+        directory = as_path(directory)
+        self.directory = directory if is_remote(directory) else directory.absolute()
         context = ocp.Context()
         context.array.saving.scoped_storage_options_creator = _chunk_by_layer
         self._checkpointer = ocp.training.Checkpointer(
@@ -88,27 +75,29 @@ class CheckpointManager:
             cleanup_tmp_directories=True,
             context=context,
         )
+        self._background = ThreadPoolExecutor(1)
+        self._checksums: Future[None] | None = None
         self._pending: int | None = None
 
-    def latest_step(self) -> int | None:
-        """The newest complete step."""
-        latest = self._checkpointer.latest
-        return None if latest is None else latest.step
+    def __enter__(self) -> CheckpointManager:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self.close()
+        except InputError as failed:
+            if error is None:
+                raise
+            warnings.warn(str(failed), stacklevel=2)  # what ended the run is told first
 
     def all_steps(self) -> list[int]:
         """All complete steps, in ascending order."""
         return sorted(c.step for c in self._checkpointer.checkpoints)
-
-    def find(self, step: int | None = None) -> int:
-        """The latest complete step, or `step`; raises InputError if there is no such step."""
-        steps = self.all_steps()
-        if not steps:
-            raise InputError(
-                self.directory, "has no complete checkpoint", "let training save a step first"
-            )
-        if step is not None and step not in steps:
-            raise InputError(self.directory, f"has no step {step}", f"choose from {steps}")
-        return steps[-1] if step is None else step
 
     def save(self, step: int, params: Params, **state: PyTree) -> None:
         """Saves in the background; a step gets its name only when it is complete.
@@ -116,126 +105,108 @@ class CheckpointManager:
         Raises InputError if this step, or the one before, cannot be written.
         """
         with self._handle_errors(step):
+            self._finish_pending()
             trees = {"params": params, **state}
-            self._checkpointer.save_checkpointables_async(step, trees, force=True)
+            response = self._checkpointer.save_checkpointables_async(step, trees, force=True)
         self._pending = step
+        if is_main_process():
+            self._checksums = self._background.submit(self._record_checksums, step, response)
+
+    def _record_checksums(self, step: int, response: Any) -> None:
+        """Waits for a save, and reads its files once, while training goes on."""
+        try:
+            response.result()
+        except Exception:  # raised again, and reported, by the main thread's wait
+            return
+        write_checksums(self.directory, step)
+        delete_stale_checksums(self.directory)
 
     @contextmanager
     def _handle_errors(self, step: int) -> Iterator[None]:
         try:
-            self._finish_pending()
             yield
+        except jax.errors.JaxRuntimeError:  # of the devices or of another process, not of storage
+            raise
         except (OSError, ValueError, RuntimeError) as error:
             good = [s for s in self.all_steps() if s != step]
             last = f"the last good one is step {good[-1]}" if good else "there is none before"
+            text = " ".join(str(error).split())
+            full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(
+                words in text for words in ("No space left", "RESOURCE_EXHAUSTED", "quota")
+            )
+            remedy = "free disk space" if full else "remove the cause"
             raise InputError(
                 self.directory / STEPS,
-                f"a checkpoint cannot be written ({' '.join(str(error).split())}); {last}",
-                "free disk space and run the same command again: it resumes",
+                f"a checkpoint cannot be written ({text}); {last}",
+                f"{remedy} and run the same command again: it resumes",
             ) from error
 
     def _finish_pending(self) -> None:
-        """Waits for the save in progress, and records the checksums of its files."""
+        """Waits for the save in progress, and for its checksums."""
         self._checkpointer.wait()
-        if self._pending is not None and is_main_process():
-            write_checksums(self.directory, self._pending)
-            delete_stale_checksums(self.directory)
-        self._pending = None
-
-    def metadata(self, step: int) -> dict[str, PyTree]:
-        """A step's trees of shapes and dtypes, without reading arrays."""
-        return self._checkpointer.checkpointables_metadata(step).metadata
-
-    def restore(self, step: int, **abstract: PyTree) -> dict[str, PyTree]:
-        """The named trees of a step, with the shapes, dtypes and shardings of `abstract`."""
-        try:
-            return self._checkpointer.load_checkpointables(step, abstract)
-        except Exception as error:  # a damaged file raises many types in the libraries below
-            path = self.directory / STEPS / str(step)
-            text = " ".join(str(error).split())
-            raise InputError(path, f"cannot be restored ({text})", "use another step") from error
+        if self._checksums is not None:
+            self._checksums.result()
+        self._checksums = self._pending = None
 
     def restore_latest(self, **abstract: PyTree) -> tuple[int, dict[str, PyTree]] | None:
-        """The newest step without damaged files, as `restore` gives it; None if none was saved.
+        """The newest step without damaged files, as `reader.restore` gives it; None if none was
+        saved.
 
-        A damaged step is named in a warning and quarantined in DIR/damaged. Raises InputError if
-        all steps are damaged.
+        A damaged step is named in a warning and moved to DIR/damaged. Raises InputError if all
+        steps are damaged.
         """
         steps = self.all_steps()
         for step in reversed(steps):
-            try:
-                verify_checksums(self.directory, step)
-            except InputError as error:
-                warnings.warn(f"{error}: using the checkpoint before", stacklevel=2)
-                self._quarantine(step)
-            else:
-                return step, self.restore(step, **abstract)
+            # Each process reads its share of the files.
+            found = [text for text in gather_texts(self._damage(step)) if text]
+            if not found:
+                return step, reader.restore(self.directory, step, **abstract)
+            warnings.warn(f"{found[0]}: using the checkpoint before", stacklevel=2)
+            self.set_aside(step, "damaged")
         if steps:
             raise InputError(
                 self.directory, "all checkpoints are damaged", "name another train.output_dir"
             )
         return None
 
-    def _quarantine(self, step: int) -> None:
-        barrier("damaged")
+    def _damage(self, step: int) -> str:
+        try:
+            verify_checksums(self.directory, step)
+        except InputError as error:
+            return str(error)
+        return ""
+
+    def set_aside(self, step: int, folder: str) -> None:
+        """Moves a step to DIR/`folder`, where it is not a checkpoint of this directory any more."""
+        barrier("setting aside")
         if is_main_process():
-            quarantine = self.directory / "damaged"
-            quarantine.mkdir(exist_ok=True)
-            shutil.rmtree(quarantine / str(step), ignore_errors=True)
-            os.replace(self.directory / STEPS / str(step), quarantine / str(step))
-            checksum_file(self.directory, step).unlink()
-        barrier("quarantined")
+            destination = self.directory / folder
+            destination.mkdir(exist_ok=True)
+            before, after = self.directory / STEPS / str(step), destination / str(step)
+            if is_remote(self.directory):
+                before.rename(after)  # copies every object
+            else:
+                shutil.rmtree(after, ignore_errors=True)
+                os.replace(before, after)
+            checksum_file(self.directory, step).unlink(missing_ok=True)
+        barrier("set aside")
         self._checkpointer.reload()
 
     def wait(self) -> None:
         """Returns when everything saved is on disk."""
         with self._handle_errors(self._pending or 0):
-            pass
+            self._finish_pending()
 
     def close(self) -> None:
         """Waits for the save in progress, then closes the directory."""
-        self.wait()
-        self._checkpointer.close()
+        try:
+            self.wait()
+        finally:
+            self._background.shutdown()
+            self._checkpointer.close()
 
 
-def find_step(directory: str | Path, step: int | None = None) -> int:
-    """See `CheckpointManager.find`."""
-    manager = CheckpointManager(directory)
-    found = manager.find(step)
-    manager.close()
-    return found
-
-
-def load_params(
-    directory: str | Path,
-    config: ModelConfig,
-    mesh: Mesh | None = None,
-    dtype: DType = None,
-    step: int | None = None,
-) -> Params:
-    """Parameters of the latest step (or of `step`), each device reading its own shards.
-
-    `dtype` None keeps the stored dtypes.
-    """
-    manager = CheckpointManager(directory)
-    found = manager.find(step)
-    abstract = flatten_dict(abstract_params(Qwen2Audio(config), mesh))
-    stored = flatten_dict(manager.metadata(found)["params"]) if dtype is None else {}
-    abstract = unflatten_dict(
-        {
-            path: jax.ShapeDtypeStruct(
-                x.shape, stored[path].dtype if dtype is None else dtype, sharding=x.sharding
-            )
-            for path, x in abstract.items()
-        }
-    )
-    params = manager.restore(found, params=abstract)["params"]
-    manager.close()
-    return params
-
-
-def save_params(directory: str | Path, params: Params) -> None:
+def save_params(directory: PathLike, params: Params) -> None:
     """Saves parameters alone, as step 0 of a directory made by `create`."""
-    manager = CheckpointManager(directory)
-    manager.save(0, params)
-    manager.close()
+    with CheckpointManager(directory) as manager:
+        manager.save(0, params)

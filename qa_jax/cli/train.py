@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+import traceback
+from typing import NoReturn
 
 from qa_jax.cli import common
+from qa_jax.errors import InputError
+from qa_jax.terminal import RESTART
 
 
 def add_parser(commands: common.Subparsers) -> None:
@@ -12,7 +18,9 @@ def add_parser(commands: common.Subparsers) -> None:
         "train",
         help="train a model",
         description="Trains, or resumes training from the output directory. Any setting is given "
-        "as --SECTION.NAME VALUE, for example --train.steps 100; see qa_jax/config/.",
+        "as --SECTION.NAME VALUE, for example --train.steps 100; see qa_jax/config/. Exit codes: 0 "
+        f"done; 2 an input cannot be used; {RESTART} stopped by a signal or a lost process: the "
+        "same command resumes.",
         allow_abbrev=False,
     )
     common.add_settings(parser)
@@ -22,22 +30,48 @@ def add_parser(commands: common.Subparsers) -> None:
     parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> int:
+    import jax
+
     from qa_jax.config import load_run_config
     from qa_jax.parallel import initialize_distributed
     from qa_jax.train import Preempted, train
     from qa_jax.train.run import prepare
     from qa_jax.train.sharding import sharding_report
 
-    initialize_distributed()
+    print(initialize_distributed(), flush=True)
     config = load_run_config(arguments.config, arguments.overrides)
     if arguments.show_sharding:
         prepared = prepare(config)
         print("\n".join(sharding_report(prepared.models.policy, prepared.mesh)))
-        return
+        return 0
     try:
         metrics = train(config)
     except Preempted as preempted:
         print(preempted)
-        return
+        return RESTART
+    except InputError as error:
+        if jax.process_count() > 1:
+            leave(f"error: {error}", 2)
+        raise
+    except Exception as error:
+        if jax.process_count() == 1:
+            raise
+        traceback.print_exc()
+        text = " ".join(str(error).split())
+        leave(
+            f"error: process {jax.process_index()} failed, or lost another process or its "
+            f"devices ({text[:300]}); the same command resumes from the last checkpoint",
+            RESTART,
+        )
     print(f"step {config.train.steps}: loss {metrics['loss']:.4f}, in {config.train.output_dir}")
+    return 0
+
+
+def leave(message: str, code: int) -> NoReturn:
+    """Ends this process of several at once: a usual exit waits minutes for the other processes,
+    which may be gone, or wait for this one."""
+    print(message, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

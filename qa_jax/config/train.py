@@ -11,11 +11,14 @@ class TrainConfig:
     """The training run.
 
     Attributes:
-        output_dir: directory of checkpoints and metrics; a run with the same directory resumes.
+        output_dir: directory of checkpoints and metrics, local or gs://, that all hosts share; a
+            run with the same directory resumes.
         steps: optimizer steps in all.
         seed: seed of the initial parameters and of dropout.
-        init_from: checkpoint (qa_jax or Hugging Face) or qa_jax adapter to start from; empty to
-            train from scratch.
+        init_from: checkpoint (qa_jax or Hugging Face) or qa_jax adapter to start from, or a step
+            of one (DIR/checkpoints/STEP); empty to train from scratch.
+        resume: what to do with the steps in output_dir: `latest` continues from the newest, a
+            number from that step (newer ones move to OUTPUT_DIR/superseded), `none` refuses them.
         objective: a name of `qa_jax.train.objectives.OBJECTIVES`: `sft`, cross-entropy on
             assistant turns, or `dpo`, direct preference optimization on pairs (see DPOConfig).
         ema_decay: decay of an EMA of the trainable parameters, which is then evaluated and saved;
@@ -27,6 +30,10 @@ class TrainConfig:
         eval_every: steps between evaluations, besides the last step; 0 for the last step only.
         max_to_keep: number of latest checkpoints kept.
         keep_period: checkpoints whose step is a multiple of this are kept as well; 0 for none.
+        max_skipped_steps: steps with a loss or gradients that are not finite whose update is left
+            out before the run stops; 0 stops at the first.
+        compile_cache_dir: directory of compiled programs, local or gs://, which later runs and
+            other hosts reuse; empty for JAX's own setting (JAX_COMPILATION_CACHE_DIR).
         xla_flags: `tuned` passes the compiler options of `qa_jax/parallel/xla_flags.py`.
         profile: first and last step of a profiler trace, written to OUTPUT_DIR/profile.
     """
@@ -35,6 +42,7 @@ class TrainConfig:
     steps: int = 1000
     seed: int = 0
     init_from: str = ""
+    resume: int | Literal["latest", "none"] = "latest"
     objective: str = "sft"
     ema_decay: float = 0.0
     length_exponent: float = 0.0
@@ -43,5 +51,7 @@ class TrainConfig:
     eval_every: int = 0
     max_to_keep: int = 3
     keep_period: int = 0
+    max_skipped_steps: int = 0
+    compile_cache_dir: str = ""
     xla_flags: Literal["default", "tuned"] = "default"
     profile: tuple[int, int] | None = None

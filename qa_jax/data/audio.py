@@ -20,6 +20,8 @@ AudioSource: TypeAlias = Any
 
 MAX_SAMPLES = MAX_FRAMES * HOP_LENGTH
 _MAX_CHANNELS = 8
+_MAX_AMPLITUDE = 100.0
+"""Float samples are within -1 and 1, or a little over; larger ones have another scale."""
 
 
 def load_audio(
@@ -88,7 +90,7 @@ def clip_num_samples(clip: AudioSource, base: str | Path = "", long_audio: str =
     path = Path(base) / clip
     try:
         info = soundfile.info(path)
-    except (soundfile.LibsndfileError, RuntimeError) as error:
+    except (soundfile.LibsndfileError, RuntimeError, OSError, ValueError) as error:
         raise _unreadable(path, error) from None
     # Integer ceiling: a float would round 3 x 16000 / 48000 up by one sample.
     samples = -(-info.frames * SAMPLE_RATE // info.samplerate)
@@ -101,14 +103,18 @@ def _decode(file: Path | io.BytesIO, name: str) -> tuple[np.ndarray, int]:
 
     try:
         samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, RuntimeError) as error:
+    except (soundfile.LibsndfileError, RuntimeError, OSError, ValueError) as error:
         raise _unreadable(file if isinstance(file, Path) else name, error) from None
     return samples.T, rate
 
 
 def _unreadable(source: str | Path, error: Exception) -> InputError:
-    if isinstance(source, Path) and not source.is_file():
-        return InputError(source, "no such file", "check the path")
+    if isinstance(source, Path):
+        try:
+            if not source.is_file():
+                return InputError(source, "no such file", "check the path")
+        except (OSError, ValueError) as unusable:  # too long, or with a null character
+            return InputError(source, f"no file's name ({unusable})", "check the path")
     cause = str(error).split(": ")[-1].rstrip(".")
     return InputError(
         source,
@@ -172,6 +178,11 @@ def _check(samples: np.ndarray, name: str, long_audio: str) -> np.ndarray:
             name,
             f"{bad.size} samples are NaN or infinite, the first at {bad[0]}",
             "repair or remove the clip",
+        )
+    largest = float(np.abs(samples).max(initial=0))
+    if largest > _MAX_AMPLITUDE:
+        raise InputError(
+            name, f"samples reach {largest:.3g}", "scale floats to -1 ... 1, or give integers"
         )
     _check_length(samples.size, name, long_audio)
     if samples.size > MAX_SAMPLES:

@@ -52,28 +52,7 @@ def with_audio(
     )
 
 
-def stack_micro_batches(micro: list[TrainBatch], num_shards: int) -> TrainBatch:
-    """Micro-batches stacked; shards with fewer clips are zero-padded."""
-    num_clips = max(0 if m.num_frames is None else len(m.num_frames) // num_shards for m in micro)
-
-    def stack(arrays: Sequence[AnyArray | None], is_audio: bool = False) -> np.ndarray | None:
-        padded = []
-        for x in arrays:
-            if x is None:
-                return None
-            if is_audio:
-                x = x.reshape(num_shards, -1, *x.shape[1:])
-                x = np.pad(x, [(0, 0), (0, num_clips - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
-                x = x.reshape(num_shards * num_clips, *x.shape[2:])
-            padded.append(x)
-        return np.stack(padded)
-
-    tokens, segment_ids, loss_weights, waveform, frames, reference = zip(*micro, strict=True)
-    return TrainBatch(
-        stack(tokens),
-        stack(segment_ids),
-        stack(loss_weights),
-        stack(waveform, is_audio=True),
-        stack(frames, is_audio=True),
-        stack(reference),
-    )
+def stack_micro_batches(micro: Sequence[TrainBatch]) -> TrainBatch:
+    """Micro-batches of one shape, stacked."""
+    fields = zip(*micro, strict=True)
+    return TrainBatch(*(None if x[0] is None else np.stack(x) for x in fields))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from qa_jax.data.audio import AudioSource
 from qa_jax.data.tokenizer import AUDIO, AUDIO_BOS, AUDIO_EOS, IM_END, IM_START
@@ -13,6 +13,8 @@ PLACEHOLDER = f"{AUDIO_BOS}{AUDIO}{AUDIO_EOS}"
 DEFAULT_SYSTEM = "You are a helpful assistant."
 ROLES = ("system", "user", "assistant")
 Message = Mapping[str, Any]
+Conversation: TypeAlias = Any
+"""A sequence of messages. Typed as open because it is user input, checked at run time."""
 
 
 class Span(NamedTuple):
@@ -33,7 +35,7 @@ class Prompt(NamedTuple):
         return "".join(span.text for span in self.spans)
 
 
-def apply_chat_template(messages: Sequence[Message], add_generation_prompt: bool = False) -> Prompt:
+def apply_chat_template(messages: Conversation, add_generation_prompt: bool = False) -> Prompt:
     """Formats a conversation as ChatML.
 
     A user turn with audio alone is voice chat, one with text is audio analysis; there is no other
@@ -95,7 +97,15 @@ def _content(content: object, num_clips_before: int, source: str) -> tuple[str, 
             clips.append((clip, part["sampling_rate"]) if "sampling_rate" in part else clip)
             text += f"Audio {num_clips_before + len(clips)}: {PLACEHOLDER}\n"
         elif "text" in part:
-            text += part["text"]
+            if not isinstance(part["text"], str):
+                raise InputError(source, f"text is {part['text']!r}", 'give "text": "..."')
+            text += _text(part["text"], source)
         else:
             raise InputError(source, f"part of type {part.get('type')!r}", "use text or audio")
     return text, clips
+
+
+def _text(text: object, source: str) -> str:
+    if not isinstance(text, str):
+        raise InputError(source, f"text is {text!r}", 'give "text": "..."')
+    return text

@@ -8,25 +8,24 @@ batch. Each process reads the audio of its own rows only.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import threading
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from qa_jax.config import (
-    FRAME_MARGIN,
     MAX_FRAMES,
     DataConfig,
     JsonDict,
-    num_audio_tokens,
-    num_frames,
 )
-from qa_jax.data.audio import clip_num_samples
 from qa_jax.data.batch import TrainBatch, stack_micro_batches, with_audio
+from qa_jax.data.examples import Example, LoadedExample, load_example, measure
 from qa_jax.data.manifest import Record, read_mixture
 from qa_jax.data.packing import clips_per_row, first_fit
 from qa_jax.data.processor import Processor
@@ -46,27 +45,6 @@ class BatchIterator(Protocol):
     def get_state(self) -> JsonDict: ...
 
     def set_state(self, state: JsonDict) -> None: ...
-
-
-class Example(NamedTuple):
-    """A record that can be used, and what planning its batch needs."""
-
-    record: Record
-    num_samples: tuple[int, ...]
-    num_tokens: int
-    bucket: int
-
-
-class LoadedExample(NamedTuple):
-    """A record read from disk.
-
-    Attributes:
-        completions: ids, and whether each is a target, of each completion.
-        waveforms: the clips.
-    """
-
-    completions: list[tuple[list[int], list[bool]]]
-    waveforms: list[np.ndarray]
 
 
 class TrainDataset:
@@ -138,15 +116,18 @@ class TrainDataset:
         longest = max(num_tokens for num_tokens, _ in sizes)
         width = max(longest, self.config.packed_length)
         self._width[bucket] = -(-width // TOKEN_MULTIPLE) * TOKEN_MULTIPLE
-        self._clips[bucket] = 1
+        rows_per_shard = self.config.buckets[bucket] // self.num_batch_shards
         if self.config.packed_length:
             order = np.random.default_rng([self.config.seed, bucket]).permutation(len(members))
-            self._clips[bucket] = clips_per_row(sizes, self._width[bucket])
-            capacity = self._width[bucket], self._clips[bucket]
-            packed = first_fit([sizes[i] for i in order], capacity)
+            clips = clips_per_row(sizes, self._width[bucket])
+            packed = first_fit([sizes[i] for i in order], (self._width[bucket], clips))
             self._rows[bucket] = [tuple(members[order[i]] for i in row) for row in packed]
+            self._clips[bucket] = clips * rows_per_shard
         else:
             self._rows[bucket] = [(i,) for i in members]
+            # Room for the records with the most clips, whichever order brings them together.
+            most = sorted((n for _, n in sizes), reverse=True)[:rows_per_shard]
+            self._clips[bucket] = max(rows_per_shard, sum(most))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -188,41 +169,10 @@ class TrainDataset:
 
     def _measure(self, record: Record) -> Example | None:
         try:
-            return self._measure_or_raise(record)
+            return measure(record, self.config, self.processor, self.num_completions)
         except InputError as error:
             self._on_error(error, record.source)
             return None
-
-    def _measure_or_raise(self, record: Record) -> Example:
-        try:
-            num_samples = tuple(
-                clip_num_samples(clip, record.base, self.config.long_audio)
-                for clip in record.prompt.audio
-            )
-            completions = record.completions()
-            if len(completions) != self.num_completions:
-                raise InputError(
-                    "record",
-                    f"has {len(completions)} completion(s), train.objective needs "
-                    f"{self.num_completions}",
-                    "name a manifest of that form, or another train.objective",
-                )
-            num_tokens = self.processor.count_tokens(
-                completions, num_samples, self.config.max_tokens
-            )
-        except InputError as error:
-            raise error.within(record.source) from None
-        frames = max((num_frames(s) for s in num_samples), default=0)
-        required = min(frames + FRAME_MARGIN, MAX_FRAMES) if num_samples else 0
-        # Text-only records use the smallest bucket.
-        fits = [b for b in self.config.buckets if b >= required]
-        if not fits:
-            raise InputError(
-                record.source,
-                f"needs a bucket of {required} frames, the largest is {max(self.config.buckets)}",
-                "add one to data.buckets",
-            )
-        return Example(record, num_samples, num_tokens, min(fits))
 
     def _epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
         """All steps of an epoch in order: (bucket, rows). The last of a bucket may be short."""
@@ -249,7 +199,7 @@ class TrainDataset:
         rows = self.config.buckets[bucket]
         local = range(self.num_batch_shards) if shards is None else shards
         micro = [members[i * rows : (i + 1) * rows] for i in range(self.grad_accum_steps)]
-        return stack_micro_batches([self._micro_batch(bucket, m, local) for m in micro], len(local))
+        return stack_micro_batches([self._micro_batch(bucket, m, local) for m in micro])
 
     def _step_plan(self, step: int) -> tuple[int, np.ndarray]:
         epoch, index = divmod(step, self.steps_per_epoch)
@@ -292,13 +242,42 @@ class TrainDataset:
                     waveforms[i] += loaded.waveforms
         if not bucket:
             return batch
-        # From what all processes know rather than from what this one reads: all need one shape.
-        num_clips = max(
-            sum(len(self.examples[i].num_samples) for m in shard for i in self._rows[bucket][m])
-            for shard in shard_members
+        return with_audio(batch, waveforms, self._clips[bucket], bucket)
+
+    def poisoned_batch(self, step: int, shards: Sequence[int] | None = None) -> TrainBatch:
+        """A batch of a step's shape without records, whose loss is NaN in every process.
+
+        A process that cannot read its part of a step joins in with this, so that the others do not
+        wait for it and all stop together.
+        """
+        bucket, _ = self._step_plan(step)
+        local = range(self.num_batch_shards) if shards is None else shards
+        micro = [self._micro_batch(bucket, np.zeros(0, int), local)] * self.grad_accum_steps
+        batch = stack_micro_batches(micro)
+        return batch._replace(loss_weights=np.full_like(batch.loss_weights, np.nan))
+
+    def shape_steps(self) -> dict[int, int]:
+        """For each bucket, a step of the first epoch that is of that bucket: one for every shape
+        that batches have."""
+        return {bucket: step for step, (bucket, _) in reversed([*enumerate(self._epoch(0))])}
+
+    def digests(self, epoch: int) -> dict[str, str]:
+        """Digests of the records and of an epoch's plan: equal in processes that read the same."""
+        plan = [(bucket, members.tolist()) for bucket, members in self._epoch(epoch)]
+        return {
+            "the number of usable records": str(len(self.examples)),
+            "the digest of the records": self.records_digest(),
+            f"the digest of epoch {epoch}'s batches": _digest(plan),
+        }
+
+    def records_digest(self) -> str:
+        """A digest of all records, wherever their manifest is."""
+        return _digest(
+            [
+                (e.record.source.rpartition("/")[2], e.record.raw, e.num_samples, e.num_tokens)
+                for e in self.examples
+            ]
         )
-        num_clips = max(num_clips, self._clips[bucket] * per_shard)
-        return with_audio(batch, waveforms, -(-num_clips // per_shard) * per_shard, bucket)
 
     def _fill(
         self,
@@ -321,49 +300,33 @@ class TrainDataset:
 
     def _load(self, example: Example) -> LoadedExample | None:
         """Reads an example; None if it cannot be used and may be skipped."""
-        try:
-            waveforms = self._load_audio(example)
-        except InputError as error:
-            self._on_error(error, example.record.source)
-            return None
-        sizes = [waveform.size for waveform in waveforms]
-        completions = example.record.completions()
-        tokenized = [self.processor.tokenize_with_targets(c, sizes) for c in completions]
-        return LoadedExample(tokenized, waveforms)
-
-    def _load_audio(self, example: Example) -> list[np.ndarray]:
-        record = example.record
-        try:
-            waveforms = self.processor.load(
-                record.prompt.audio, base=record.base, long_audio=self.config.long_audio
-            )
-        except InputError as error:
-            raise error.within(record.source) from None
-        # An MP3's header may be a few frames off; the clip may be longer as long as it fits.
-        longest = max((num_frames(waveform.size) for waveform in waveforms), default=0)
-        tokens = sum(num_audio_tokens(num_frames(waveform.size)) for waveform in waveforms)
-        more = tokens - sum(num_audio_tokens(num_frames(n)) for n in example.num_samples)
-        fits = longest + FRAME_MARGIN <= example.bucket or longest <= MAX_FRAMES == example.bucket
         # A packed row has room for what was planned; another row for all of its width.
         packed = self.config.packed_length > 0
         room = 0 if packed else self._width[example.bucket] - example.num_tokens
-        if waveforms and (not fits or more > room):
-            raise InputError(
-                record.source,
-                f"contains {longest} frames, more than its header says",
-                "convert the file to wav or flac",
-            )
-        return waveforms
+        try:
+            return load_example(example, self.config, self.processor, room)
+        except InputError as error:
+            self._on_error(error, example.record.source)
+            return None
 
-    def iterate(self, shards: Sequence[int] | None = None) -> BatchIterator:
-        """A Grain iterator over all steps that decodes ahead in threads."""
+    def iterate(
+        self, shards: Sequence[int] | None = None, state: JsonDict | None = None
+    ) -> BatchIterator:
+        """A Grain iterator over all steps, from a saved state on, that decodes ahead in threads."""
         import grain
 
         num_threads = self.config.num_threads
         read = grain.ReadOptions(
             num_threads=num_threads, prefetch_buffer_size=2 * max(1, num_threads)
         )
-        return iter(grain.MapDataset.source(_Steps(self, shards)).to_iter_dataset(read))
+        batches = iter(grain.MapDataset.source(_Steps(self, shards)).to_iter_dataset(read))
+        if state is not None:
+            batches.set_state(state)
+        return batches
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 class _Steps:

@@ -21,12 +21,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from qa_jax.data.chat import PLACEHOLDER, Message, Prompt, Span, apply_chat_template
+from qa_jax.data.chat import PLACEHOLDER, Conversation, Prompt, Span, apply_chat_template
 from qa_jax.data.tokenizer import AUDIO, END_OF_TEXT
 from qa_jax.errors import InputError
+from qa_jax.paths import PathLike, parent, read_bytes
 
 _SWIFT = "<audio>"
 _REMEDY = 'give {"messages": [...]} or {"audio": ..., "prompt": ..., "text": ...}'
@@ -44,7 +44,7 @@ class Record(NamedTuple):
     """
 
     source: str
-    base: Path
+    base: str
     prompt: Prompt
     raw: Mapping[str, Any]
     rejected: Prompt | None = None
@@ -58,15 +58,15 @@ OnError = Callable[[InputError, str], None]
 """Called with an unusable record's error and source; returns to skip the record, or raises."""
 
 
-def read_manifest(path: str | Path, on_error: OnError | None = None) -> list[Record]:
+def read_manifest(path: PathLike, on_error: OnError | None = None) -> list[Record]:
     """All records of a manifest.
 
     Raises InputError naming the first unusable line, unless `on_error` skips it.
     """
-    path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        # Not splitlines: JSON strings may contain U+2028 and other line separators.
+        lines = read_bytes(path).decode().split("\n")
+    except (OSError, UnicodeDecodeError, ValueError) as error:
         raise InputError(path, f"not readable ({error})", "check the path") from None
     records = []
     for number, line in enumerate(lines, start=1):
@@ -74,7 +74,7 @@ def read_manifest(path: str | Path, on_error: OnError | None = None) -> list[Rec
             continue
         source = f"{path}:{number}"
         try:
-            records.append(_record(line, source, path.parent))
+            records.append(_record(line, source, parent(path)))
         except InputError as error:
             if on_error is None:
                 raise
@@ -84,10 +84,10 @@ def read_manifest(path: str | Path, on_error: OnError | None = None) -> list[Rec
     return records
 
 
-def _record(line: str, source: str, base: Path) -> Record:
+def _record(line: str, source: str, base: str) -> Record:
     try:
         raw = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(source, f"not JSON ({error})", "one object a line") from None
     if is_pair(raw):
         chosen, rejected = to_pair(raw, source)
@@ -95,7 +95,7 @@ def _record(line: str, source: str, base: Path) -> Record:
     return Record(source, base, to_prompt(raw, source), raw)
 
 
-def contains_pairs(path: str | Path) -> bool:
+def contains_pairs(path: PathLike) -> bool:
     """Whether a manifest's first record is a preference pair."""
     return read_manifest(path)[0].rejected is not None
 
@@ -197,7 +197,7 @@ def to_prompt(raw: object, source: str) -> Prompt:
     return prompt
 
 
-def from_swift_format(raw: Mapping[str, Any]) -> list[Message]:
+def from_swift_format(raw: Mapping[str, Any]) -> Conversation:
     """A record's messages, with the clips of ms-swift's format as parts.
 
     The format is {"messages": [{"role": "user", "content": "<audio>What is heard?"}, ...],
@@ -246,6 +246,8 @@ def _parts(content: str, clips: list[Any]) -> list[dict[str, Any]]:
 def _short_form(raw: Mapping[str, Any], source: str) -> Prompt:
     audio, instruction = raw.get("audio"), raw.get("prompt", "")
     clips = [] if audio is None else audio if isinstance(audio, list) else [audio]
+    if not isinstance(instruction, str):
+        raise InputError(source, f"prompt is {instruction!r}", 'give "prompt": "..." or no prompt')
     if AUDIO in instruction or AUDIO in raw["text"]:
         raise InputError(source, f"text contains {AUDIO}", "clips are inserted before the prompt")
     prompt = PLACEHOLDER * len(clips) + instruction

@@ -10,6 +10,7 @@ from typing import Any
 from qa_jax.data.audio import clip_num_samples
 from qa_jax.data.manifest import Record, read_manifest
 from qa_jax.errors import InputError
+from qa_jax.paths import join, read_bytes
 
 
 def shard(
@@ -72,7 +73,7 @@ class _ShardWriter:
         for clip in record.prompt.audio:
             if self._writer is None or self._size >= self.shard_bytes:
                 self._open_next()
-            data = (record.base / str(clip)).read_bytes()
+            data = read_bytes(join(record.base, str(clip)))
             self._writer.write(data)
             num_samples = clip_num_samples(clip, record.base)
             names[str(clip)] = f"{self._file}#{self._index},{num_samples}"

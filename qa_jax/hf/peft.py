@@ -15,6 +15,7 @@ from qa_jax.errors import InputError
 from qa_jax.hf.reader import SafetensorsDir, raise_problems
 from qa_jax.hf.table import TensorSpec, released_name, tensor_map
 from qa_jax.lora import LoraWeights
+from qa_jax.paths import AnyPath, PathLike, as_path
 from qa_jax.trees import flatten_dict, unflatten_dict
 from qa_jax.typing import ParamPath
 
@@ -33,19 +34,19 @@ _SUPPORTED = {
 }
 
 
-def is_peft(directory: str | Path) -> bool:
+def is_peft(directory: PathLike) -> bool:
     """Whether the directory holds an adapter saved by PEFT."""
-    return (Path(directory) / CONFIG_FILE).is_file()
+    return (as_path(directory) / CONFIG_FILE).exists()
 
 
-def read_peft(directory: str | Path, config: ModelConfig) -> LoraWeights:
+def read_peft(directory: PathLike, config: ModelConfig) -> LoraWeights:
     """An adapter of a model of this configuration, with stacked layers.
 
     A layer of a stack without an adapter gets zeros, which change nothing. Layers of different rank
     or alpha are padded to the largest rank, and B takes the difference in scale. Raises InputError
     listing everything that is not plain LoRA of this model's linear layers.
     """
-    path = Path(directory) / CONFIG_FILE
+    path = as_path(directory) / CONFIG_FILE
     raw = read_json(path)
     problems = [] if raw.get("peft_type") == "LORA" else [f"peft_type is {raw.get('peft_type')}"]
     for name, value in _SUPPORTED.items():
@@ -114,7 +115,7 @@ def _stack(
     return LoraWeights(unflatten_dict(flat), by_layer)
 
 
-def _scale(module: str, rank: int, raw: JsonDict, source: Path) -> float:
+def _scale(module: str, rank: int, raw: JsonDict, source: AnyPath) -> float:
     """alpha / rank, with PEFT's alpha_pattern.
 
     As in PEFT, the first key counts that matches the module's name, or its end from a dot on. The
@@ -132,7 +133,7 @@ def _scale(module: str, rank: int, raw: JsonDict, source: Path) -> float:
     return alpha / (math.sqrt(rank) if raw.get("use_rslora") else rank)
 
 
-def write_peft(directory: str | Path, adapter: LoraWeights, config: ModelConfig, base: str) -> None:
+def write_peft(directory: PathLike, adapter: LoraWeights, config: ModelConfig, base: str) -> None:
     """Writes an adapter in PEFT's format.
 
     Names are those of transformers >= 5.10 in memory, as PEFT itself writes them.

@@ -16,10 +16,12 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from qa_jax.config import ModelConfig, from_hf, read_json
 from qa_jax.errors import InputError
 from qa_jax.hf.table import EMBED_TOKENS, LM_HEAD, TensorSpec, released_name, tensor_map
+from qa_jax.paths import PathLike
 from qa_jax.typing import ParamPath, Shaped
 
 _DTYPES = {
@@ -38,7 +40,7 @@ class SafetensorsDir:
     an index that disagrees with the shards, a truncated tensor, or pickled weights.
     """
 
-    def __init__(self, directory: str | Path, rename: Callable[[str], str] = released_name) -> None:
+    def __init__(self, directory: PathLike, rename: Callable[[str], str] = released_name) -> None:
         self.directory, self._rename = Path(directory), rename
         self._entries: dict[str, tuple[Path, int, np.dtype, tuple[int, ...]]] = {}
         problems: list[str] = []
@@ -46,8 +48,11 @@ class SafetensorsDir:
         self.files = self._files(index)
         for file in self.files:
             try:
+                # The library checks the header: types, overlaps, holes, the file's size.
+                with safe_open(file, framework="numpy"):
+                    pass
                 self._read_header(file, problems)
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
                 problems.append(f"{file.name}: unreadable header ({error})")
         if not problems:
             for raw_name, file_name in index.items():
@@ -71,7 +76,14 @@ class SafetensorsDir:
 
     def _files(self, index: dict[str, str]) -> list[Path]:
         if index:
-            return [self.directory / name for name in sorted(set(index.values()))]
+            names = sorted(set(map(str, index.values())))
+            if outside := [name for name in names if Path(name).name != name]:
+                raise InputError(
+                    self.directory / "model.safetensors.index.json",
+                    f"names {outside[0]!r}, which is not a file of this directory",
+                    "download the index again",
+                )
+            return [self.directory / name for name in names]
         files = sorted(self.directory.glob("*.safetensors"))
         if not files:
             pickled = [p.name for p in self.directory.glob("*.bin")]
@@ -161,7 +173,7 @@ class SafetensorsDir:
             done += n
 
 
-def open_model(directory: str | Path) -> tuple[ModelConfig, SafetensorsDir]:
+def open_model(directory: PathLike) -> tuple[ModelConfig, SafetensorsDir]:
     """The model configuration and the tensors of a Hugging Face directory, checked to match.
 
     If config.json ties the head but the files contain a different head, the files are used: only a

@@ -1,10 +1,17 @@
 """Processes, the device mesh, the logical-axis rules and the sharding constraint."""
 
+from qa_jax.parallel.agreement import (
+    agree,
+    check_same,
+    check_shared_directory,
+    gather_texts,
+    raise_together,
+)
 from qa_jax.parallel.distributed import (
-    any_across_processes,
     barrier,
     initialize_distributed,
     is_main_process,
+    reached_preemption,
 )
 from qa_jax.parallel.mesh import (
     AXES,
@@ -26,10 +33,13 @@ __all__ = [
     "AXES",
     "BATCH_AXES",
     "LOGICAL_AXIS_RULES",
-    "any_across_processes",
+    "agree",
     "barrier",
+    "check_same",
+    "check_shared_directory",
     "constrain",
     "current_platform",
+    "gather_texts",
     "initialize_distributed",
     "is_main_process",
     "local_batch_shards",
@@ -38,6 +48,8 @@ __all__ = [
     "mesh_sizes",
     "num_batch_shards",
     "partition_spec",
+    "raise_together",
+    "reached_preemption",
     "shard_map_logical",
     "sharding",
 ]

@@ -34,8 +34,7 @@ from qa_jax.plan.estimate import (
 from qa_jax.plan.target import Target
 from qa_jax.train.models import make_models
 from qa_jax.train.objectives import make_objective
-from qa_jax.train.optimizer import make_optimizer
-from qa_jax.train.run import make_run_step
+from qa_jax.train.run import make_run_optimizer, make_run_step
 from qa_jax.train.sharding import check_sufficiently_sharded
 from qa_jax.train.state import abstract_state
 from qa_jax.train.step import jit_train_step
@@ -50,7 +49,7 @@ USABLE_MEMORY_FRACTION = 0.94
 def lower_step(config: RunConfig, mesh: Mesh, shapes: Shapes) -> jax.stages.Lowered:
     """The training step, traced for a mesh whose devices need not exist on this machine."""
     models = make_models(config.model, config.lora)
-    optimizer = make_optimizer(config.optimizer, config.train.steps, models.policy)
+    optimizer = make_run_optimizer(config, models)
     state = abstract_state(config, models, optimizer, mesh)
     objective = make_objective(config, models, num_batch_shards(mesh))
     step = make_run_step(config, models, objective, optimizer)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,81 +18,128 @@ from rich.console import Console
 
 from qa_jax.config import RunConfig, TrainConfig
 from qa_jax.data import TrainBatch
+from qa_jax.data.loader import BatchIterator
 from qa_jax.errors import InputError
-from qa_jax.parallel import any_across_processes, local_batch_shards
+from qa_jax.parallel import (
+    agree,
+    check_same,
+    is_main_process,
+    local_batch_shards,
+    raise_together,
+    reached_preemption,
+)
 from qa_jax.train.metrics import read_metrics
 from qa_jax.train.objectives import LossOutput
+from qa_jax.train.programs import Program, compile_all
 from qa_jax.train.reference import load_reference
 from qa_jax.train.report import Report
+from qa_jax.train.resume import changed_settings, write_run
 from qa_jax.train.run import TrainingRun, make_run_step, prepare
 from qa_jax.train.sharding import shard_batch
 from qa_jax.train.state import eval_params, open_output_dir, restore_or_initialize, save
 from qa_jax.train.step import Metrics, TrainState, jit_train_step
 from qa_jax.typing import Params
 
-EvalStep = Callable[[Params, TrainBatch, Params | None], LossOutput]
-
 
 class Preempted(Exception):
     """The run was stopped by a signal; it has been saved."""
 
 
+class Unlogged(NamedTuple):
+    """A step that was dispatched and is not logged yet.
+
+    Attributes:
+        step: its number.
+        metrics: on the devices.
+        data_wait: seconds that it waited for data.
+        error: why this process could not read its part of the batch, or None.
+    """
+
+    step: int
+    metrics: Metrics
+    data_wait: float
+    error: InputError | None
+
+
 def train(config: RunConfig, console: Console | None = None) -> dict[str, float]:
     """Trains to `train.steps`, resuming if possible, and returns the last step's metrics.
 
-    SIGINT and SIGTERM, to any of its processes, save the current step and raise Preempted.
+    SIGTERM to any of its processes, or SIGINT, saves the current step and raises Preempted. However
+    the run ends, it waits for the save in progress.
     """
     console = console or Console()
-    run = prepare(config)
-    with jax.set_mesh(run.mesh), catch_signals() as signals:
-        checkpoints = open_output_dir(run)
-        state, data_state = restore_or_initialize(run, checkpoints)
+    run = agree(lambda: prepare(config))
+    check_same_data(run, 0)
+    with jax.set_mesh(run.mesh), catch_signals() as signals, open_output_dir(run) as checkpoints:
+        record_settings(run, console)
+        state, data_state = agree(lambda: restore_or_initialize(run, checkpoints))
         ref_params = load_reference(run, state.params, console)
         # Created last: the iterator prefetches, and batches contain the reference's values.
         local_shards = local_batch_shards(run.mesh)
-        batches = run.data.iterate(local_shards)
-        if data_state is not None:
-            batches.set_state(data_state)
-        report = Report(console, run, int(state.step))
-        train_step, eval_step = compile_steps(run, state)
-
-        unlogged: tuple[int, Metrics, float] | None = None
+        batches = run.data.iterate(local_shards, data_state)
+        train_step, eval_step = compile_steps(run, state, ref_params, console)
+        unlogged: Unlogged | None = None
         logged: dict[str, float] = {}
-        preempted = False
-        for step in range(int(state.step) + 1, config.train.steps + 1):
-            started = time.perf_counter()
-            batch = next(batches)
-            data_wait = time.perf_counter() - started
-            device_batch = shard_batch(batch, run.mesh)
-            profile(config.train, step, state)
-            with jax.transfer_guard("disallow"):
-                state, metrics = train_step(state, device_batch, ref_params)
-            # While the devices run this step, the one before is logged.
+        preempted = profiling = False
+        with closing(Report(console, run, int(state.step))) as report:
+            for step in range(int(state.step) + 1, config.train.steps + 1):
+                started = time.perf_counter()
+                batch, error = next_batch(run, batches, step, local_shards)
+                data_wait = time.perf_counter() - started
+                device_batch = shard_batch(batch, run.mesh)
+                profiling = profile(config.train, step, profiling, state)
+                with jax.transfer_guard("disallow"):
+                    state, metrics = train_step(state, device_batch, ref_params)
+                # While the devices run this step, the one before is logged.
+                if unlogged is not None:
+                    logged = log_step(run, report, unlogged) or logged
+                unlogged = Unlogged(step, metrics, data_wait, error)
+                report.count_batch(batch, len(local_shards))
+                is_last = step == config.train.steps
+                preempted = reached_preemption(step, bool(signals)) and not is_last
+                evaluates = run.eval_data and (_every(step, config.train.eval_every) or is_last)
+                saves = _every(step, config.train.save_every) or preempted or is_last
+                if evaluates or saves:  # not of a state that is not finite
+                    logged = log_step(run, report, unlogged) or logged
+                    unlogged = None
+                if evaluates:
+                    report.log_eval(step, evaluate(run, eval_step, state, ref_params))
+                if saves:
+                    save(run, checkpoints, state, batches, step)
+                if preempted:
+                    break
+                if _every(step, run.data.steps_per_epoch):
+                    check_same_data(run, step // run.data.steps_per_epoch)
             if unlogged is not None:
-                logged = log_step(run, report, *unlogged) or logged
-            unlogged = step, metrics, data_wait
-            report.count_batch(batch, len(local_shards))
-            is_last = step == config.train.steps
-            if run.eval_data and (_every(step, config.train.eval_every) or is_last):
-                report.log_eval(step, evaluate(run, eval_step, state, ref_params))
-            preempted = not is_last and is_preempted(config.train, step, bool(signals))
-            if _every(step, config.train.save_every) or preempted or is_last:
-                save(run, checkpoints, state, batches, step)
-            if preempted:
-                break
-        if unlogged is not None:
-            logged = log_step(run, report, *unlogged) or logged
-        checkpoints.close()
-        report.close()
+                logged = log_step(run, report, unlogged) or logged
+            profile(config.train, -1, profiling, state)
     if preempted:
         raise Preempted(f"stopped at step {int(state.step)} and saved; the same command resumes")
     return logged or _last_logged(config.train.output_dir)
 
 
+def check_same_data(run: TrainingRun, epoch: int) -> None:
+    """Raises InputError, in all processes, if they do not train on the same plan."""
+    check_same(
+        run.data.digests(epoch),
+        "give every host the same files; qa-jax data check MANIFEST names unreadable ones",
+    )
+
+
+def record_settings(run: TrainingRun, console: Console) -> None:
+    """Writes the settings of a new run, or prints which ones have changed since it began."""
+    records = run.data.records_digest()
+    changed = agree(lambda: changed_settings(run.config, records))
+    if is_main_process():
+        for line in changed:
+            console.print(line, highlight=False)
+        write_run(run.config, records)
+
+
 def compile_steps(
-    run: TrainingRun, state: TrainState
-) -> tuple[Callable[..., tuple[TrainState, Metrics]], EvalStep]:
-    """The jitted training step, and the jitted loss of a batch without update."""
+    run: TrainingRun, state: TrainState, ref_params: Params | None, console: Console
+) -> tuple[Program, Program]:
+    """The training step, and the loss of a batch without update, compiled for all buckets."""
     train_step = make_run_step(run.config, run.models, run.objective, run.optimizer)
 
     def eval_step(params: Params, batch: TrainBatch, ref_params: Params | None) -> LossOutput:
@@ -97,48 +147,75 @@ def compile_steps(
         return run.objective.loss(params, first, ref_params, None)
 
     replicated = NamedSharding(run.mesh, PartitionSpec())
-    return (
-        jit_train_step(train_step, state, run.config.train.xla_flags),
-        jax.jit(eval_step, out_shardings=replicated),
+    programs = (
+        Program("training step", jit_train_step(train_step, state, run.config.train.xla_flags)),
+        Program("evaluation step", jax.jit(eval_step, out_shardings=replicated)),
+    )
+    local_shards, jobs = local_batch_shards(run.mesh), []
+    for program, data, values in (
+        (programs[0], run.data, state),
+        (programs[1], run.eval_data, eval_params(state)),
+    ):
+        if data is None:
+            continue
+        for step in data.shape_steps().values():
+            batch = shard_batch(data.poisoned_batch(step, local_shards), run.mesh)
+            jobs.append((program, values, batch, ref_params))
+    if int(state.step) < run.config.train.steps:
+        compile_all(jobs, console)
+    return programs
+
+
+def next_batch(
+    run: TrainingRun, batches: BatchIterator, step: int, local_shards: list[int]
+) -> tuple[TrainBatch, InputError | None]:
+    """The next batch; or, if this process cannot read its part, one of NaN and the error.
+
+    The loss of that step is NaN in all processes, which then stop together: see `log_step`.
+    """
+    try:
+        return next(batches), None
+    except InputError as error:
+        return run.data.poisoned_batch(step - 1, local_shards), error
+
+
+def log_step(run: TrainingRun, report: Report, done: Unlogged) -> dict[str, float]:
+    """Logs a finished step if it is due, and returns its metrics.
+
+    Raises InputError if it is not finite, in all processes: naming what one of them could not read,
+    or else the records.
+    """
+    step, metrics, data_wait, error = done
+    report.step(step, data_wait)
+    train = run.config.train
+    is_finite = bool(np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"]))
+    if is_finite and not _every(step, train.log_every) and step != train.steps:
+        return {}
+    values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    if is_finite:
+        return report.log(step, values)
+    raise_together(error)
+    sources = run.data.sources(step - 1)
+    more = f" and {len(sources) - 8} more" if len(sources) > 8 else ""
+    cause = f"the loss is {values['loss']}, the gradients' norm {values['grad_norm']}, on "
+    cause += f"{', '.join(sources[:8])}{more}"
+    skipped = int(values.get("skipped_steps", math.inf)) if train.max_skipped_steps else math.inf
+    if skipped <= train.max_skipped_steps:
+        warnings.warn(
+            f"step {step}: {cause}: skipped ({skipped} of at most {train.max_skipped_steps})",
+            stacklevel=2,
+        )
+        return {}
+    raise InputError(
+        f"step {step}",
+        cause,
+        "check these records, lower optimizer.peak_lr, or set train.max_skipped_steps; the same "
+        "command resumes from the last checkpoint",
     )
 
 
-def is_preempted(config: TrainConfig, step: int, signalled: bool) -> bool:
-    """Whether all processes stop after this step.
-
-    Agreeing waits for the current step, so several processes do it only at log steps.
-    """
-    if jax.process_count() == 1:
-        return signalled
-    return _every(step, config.log_every or 10) and any_across_processes(signalled)
-
-
-def log_step(
-    run: TrainingRun, report: Report, step: int, metrics: Metrics, data_wait: float
-) -> dict[str, float]:
-    """Logs a finished step if it is due, and returns its metrics.
-
-    Raises InputError naming the records if the loss is not finite.
-    """
-    report.step(step, data_wait)
-    train = run.config.train
-    is_due = _every(step, train.log_every) or step == train.steps
-    if not is_due and bool(np.isfinite(metrics["loss"])):
-        return {}
-    values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-    if not math.isfinite(values["loss"]):
-        sources = run.data.sources(step - 1)
-        more = f" and {len(sources) - 8} more" if len(sources) > 8 else ""
-        raise InputError(
-            f"step {step}",
-            f"the loss is {values['loss']} on {', '.join(sources[:8])}{more}",
-            "check these records, lower optimizer.peak_lr, or start from an earlier checkpoint",
-        )
-    return report.log(step, values)
-
-
 def evaluate(
-    run: TrainingRun, eval_step: EvalStep, state: TrainState, ref_params: Params | None
+    run: TrainingRun, eval_step: Program, state: TrainState, ref_params: Params | None
 ) -> dict[str, float]:
     """The held-out loss and metrics."""
     data, local_shards = run.eval_data, local_batch_shards(run.mesh)
@@ -146,7 +223,7 @@ def evaluate(
     total: LossOutput | None = None
     params = eval_params(state)
     for i in range(data.steps_per_epoch):
-        batch = shard_batch(data.batch(i, local_shards), run.mesh)
+        batch = shard_batch(agree(lambda i=i: data.batch(i, local_shards)), run.mesh)  # type: ignore[misc]
         out = jax.device_get(eval_step(params, batch, ref_params))
         total = out if total is None else jax.tree.map(np.add, total, out)
     assert total is not None
@@ -154,14 +231,17 @@ def evaluate(
     return {"eval_loss": float(total.loss / total.weight), **means}
 
 
-def profile(config: TrainConfig, step: int, state: TrainState) -> None:
-    """Starts and stops the trace of the steps in `train.profile`, for TensorBoard or Perfetto."""
+def profile(config: TrainConfig, step: int, is_running: bool, state: TrainState) -> bool:
+    """Starts and stops the trace of the steps in `train.profile`, for TensorBoard or Perfetto, and
+    returns whether it runs."""
     first, last = config.profile or (0, -1)
-    if step == first:
+    wanted = first <= step <= last
+    if wanted and not is_running:
         jax.profiler.start_trace(f"{config.output_dir}/profile")
-    elif step == last + 1:
+    elif is_running and not wanted:
         jax.block_until_ready(state)
         jax.profiler.stop_trace()
+    return wanted
 
 
 def _every(step: int, interval: int) -> bool:
@@ -175,15 +255,22 @@ def _last_logged(output_dir: str) -> dict[str, float]:
 
 @contextmanager
 def catch_signals() -> Iterator[list[int]]:
-    """A list that receives SIGINT and SIGTERM; a second signal interrupts as usual."""
+    """A list that receives SIGINT and SIGTERM; a second SIGINT interrupts as usual.
+
+    Of several processes, JAX's preemption service catches SIGTERM, and SIGINT is passed on to it.
+    """
     received: list[int] = []
+    is_alone = jax.process_count() == 1
 
     def handle(signum: int, _: object) -> None:
         if received:
             signal.default_int_handler(signum, None)
         received.append(signum)
+        if not is_alone:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    caught = (signal.SIGINT, signal.SIGTERM) if is_alone else (signal.SIGINT,)
+    before = {s: signal.signal(s, handle) for s in caught}
     try:
         yield received
     finally:

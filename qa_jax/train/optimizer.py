@@ -60,9 +60,10 @@ def make_lr_multipliers(params: Params, multipliers: dict[str, float]) -> Params
 
 
 def make_optimizer(
-    config: OptimizerConfig, num_steps: int, model: Qwen2Audio
+    config: OptimizerConfig, num_steps: int, model: Qwen2Audio, max_skipped_steps: int = 0
 ) -> optax.GradientTransformation:
-    """The optimizer of a model's trainable parameters."""
+    """The optimizer of a model's trainable parameters; with `max_skipped_steps` it leaves out
+    updates that are not finite, and counts them in its state."""
     mask = flatten_dict(make_trainable_mask(model, config.freeze))
     specs = {path: spec for path, spec in param_specs(model).items() if mask[path]}
     muon_dims = {path: _muon_dims(path, spec) for path, spec in specs.items()}
@@ -102,7 +103,8 @@ def make_optimizer(
         transforms.append(
             optax.stateless(lambda updates, _: jax.tree.map(lambda u, x: u * x, updates, factors))
         )
-    return optax.chain(*transforms)
+    optimizer = optax.chain(*transforms)
+    return optax.apply_if_finite(optimizer, max_skipped_steps) if max_skipped_steps else optimizer
 
 
 def _muon_dims(path: ParamPath, spec: ParamSpec) -> MuonDimensionNumbers | None:

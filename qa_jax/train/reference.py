@@ -1,15 +1,18 @@
 """The reference policy of objectives that need one.
 
 Precomputed log-probabilities are kept in OUTPUT_DIR/reference.jsonl, a line for each record, and
-are read again when a run resumes. They are computed with the initial parameters, so that no second
+are read again when a run resumes; a file of other parameters or records is computed anew before the
+first step, and refused after it. They are computed with the initial parameters, so that no second
 model is in memory beside the policy.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import zlib
-from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +22,12 @@ from rich.console import Console
 from rich.progress import track
 
 from qa_jax import checkpoint
-from qa_jax.config import JsonDict
-from qa_jax.data import Record, TrainBatch, TrainDataset
+from qa_jax.data import TrainBatch, TrainDataset
+from qa_jax.data.loader import Example
 from qa_jax.errors import InputError
 from qa_jax.model import bind, param_specs
-from qa_jax.parallel import is_main_process, local_batch_shards
+from qa_jax.parallel import agree, is_main_process, local_batch_shards
+from qa_jax.paths import AnyPath, as_path
 from qa_jax.train.objectives import completion_log_probs
 from qa_jax.train.run import TrainingRun
 from qa_jax.train.sharding import shard_batch
@@ -31,6 +35,7 @@ from qa_jax.trees import flatten_dict, unflatten_dict
 from qa_jax.typing import Params
 
 FILE = "reference.jsonl"
+_PARAMS = "parameters"
 
 
 def load_reference(run: TrainingRun, params: Params, console: Console) -> Params | None:
@@ -58,42 +63,72 @@ def attach_reference_log_probs(run: TrainingRun, params: Params, console: Consol
     Raises:
         InputError: if the run has begun and the file is missing, or lacks a record.
     """
-    path = Path(run.config.train.output_dir) / FILE
+    path = as_path(run.config.train.output_dir) / FILE
     datasets = [data for data in (run.data, run.eval_data) if data is not None]
-    if not path.is_file():
-        steps = path.parent / "checkpoints"
-        if steps.is_dir() and any(p.name.isdigit() for p in steps.iterdir()):
-            raise InputError(path, "is missing, though the run has begun", "start it anew")
+    has_begun = bool(checkpoint.all_steps(run.config.train.output_dir))
+    rows = _read(path)
+    if has_begun and not rows:
+        raise InputError(path, "is missing, though the run has begun", "start it anew")
+    if not has_begun:
+        # The parameters are the initial ones: a file of other parameters is stale.
         base_paths = param_specs(run.models.base)
         flat = flatten_dict(params)
         base_params = unflatten_dict({p: x for p, x in flat.items() if p in base_paths})
-        lines: list[str] = []
-        for data in datasets:
-            lines += _compute(run, data, base_params, console)
-        if is_main_process():
-            partial = path.with_suffix(".partial")
-            partial.write_text("".join(lines))
-            partial.replace(path)
-    else:
-        lines = path.read_text().splitlines()
-    rows: dict[str, JsonDict] = {row["record"]: row for row in map(json.loads, lines)}
+        digest = fingerprint(base_params)
+        wanted = {_record_key(e) for data in datasets for e in data.examples}
+        if rows.get(_PARAMS) != digest or not wanted <= rows.keys():
+            rows = {_PARAMS: digest}
+            for data in datasets:
+                rows |= _compute(run, data, base_params, console)
+            if is_main_process():
+                path.write_text("".join(json.dumps([k, v]) + "\n" for k, v in rows.items()))
     for data in datasets:
         found = []
         for example in data.examples:
-            row = rows.get(_record_key(example.record))
-            if row is None:
+            log_probs = rows.get(_record_key(example))
+            if log_probs is None:
                 raise InputError(path, f"lacks {example.record.source}", "start the run anew")
-            found.append(row["log_probs"])
+            found.append(log_probs)
         data.reference_log_probs = np.array(found, np.float32)
 
 
-def _record_key(record: Record) -> str:
-    """A record's source and a checksum of its content."""
-    return f"{record.source} {zlib.crc32(json.dumps(record.raw).encode()):08x}"
+def _read(path: AnyPath) -> dict[str, Any]:
+    """The file's rows by key; none for a file that is missing, incomplete or of another form."""
+    if not path.exists():
+        return {}
+    try:
+        return {key: value for key, value in map(json.loads, path.read_text().splitlines())}
+    except (ValueError, TypeError):
+        return {}
 
 
-def _compute(run: TrainingRun, data: TrainDataset, params: Params, console: Console) -> list[str]:
-    """Lines of the file, for every record of a dataset."""
+def fingerprint(params: Params) -> str:
+    """A digest of all parameters' bits, computed where they are."""
+
+    def weighted_sum(x: jax.Array) -> jax.Array:
+        bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
+        # Odd weights, so that a change of any element changes the sum, and an exchange nearly
+        # always.
+        index = jax.lax.iota(jnp.uint32, math.prod(x.shape)).reshape(x.shape)
+        return jnp.sum(bits.astype(jnp.uint32) * (index * jnp.uint32(2_654_435_762) + 1))
+
+    flat = {"/".join(path): x for path, x in flatten_dict(params).items()}
+    sums = jax.jit(lambda tree: jax.tree.map(weighted_sum, tree))(flat)
+    text = json.dumps({name: int(x) for name, x in jax.device_get(sums).items()}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _record_key(example: Example) -> str:
+    """A record's source, and a checksum of its content and its clips' lengths."""
+    record = example.record
+    content = json.dumps([record.raw, example.num_samples, example.num_tokens])
+    return f"{record.source} {zlib.crc32(content.encode()):08x}"
+
+
+def _compute(
+    run: TrainingRun, data: TrainDataset, params: Params, console: Console
+) -> dict[str, list[float]]:
+    """Log-probabilities of every record of a dataset, by `_record_key`."""
     base, num_shards, n = bind(run.models.base), data.num_batch_shards, data.num_completions
 
     def row_log_probs(params: Params, batch: TrainBatch) -> jax.Array:
@@ -108,15 +143,13 @@ def _compute(run: TrainingRun, data: TrainDataset, params: Params, console: Cons
     replicated = NamedSharding(run.mesh, PartitionSpec())
     compiled = jax.jit(row_log_probs, out_shardings=replicated)
     local = local_batch_shards(run.mesh)
-    lines = []
+    rows = {}
     steps = range(data.steps_per_epoch)
     for step in track(steps, "reference", console=console, disable=not is_main_process()):
-        batch = shard_batch(data.batch(step, local), run.mesh)
+        batch = shard_batch(agree(lambda step=step: data.batch(step, local)), run.mesh)  # type: ignore[misc]
         found = np.asarray(compiled(params, batch))
         by_record = np.moveaxis(found, 2, -1).reshape(-1, n)
         # Rows that pad the last batch of an epoch come after the others.
         for index, log_probs in zip(data.example_indices(step), by_record, strict=False):
-            key = _record_key(data.examples[index].record)
-            row = {"record": key, "log_probs": [float(x) for x in log_probs]}
-            lines.append(json.dumps(row) + "\n")
-    return lines
+            rows[_record_key(data.examples[index])] = [float(x) for x in log_probs]
+    return rows

@@ -12,11 +12,12 @@ import optax
 from jax.sharding import Mesh
 
 from qa_jax import checkpoint
-from qa_jax.config import ModelConfig, RunConfig
+from qa_jax.config import ModelConfig, RunConfig, preset
 from qa_jax.data import Processor, Tokenizer, TrainDataset, load_tokenizer
 from qa_jax.data.tokenizer import AUDIO, END_OF_TEXT, IM_END
 from qa_jax.errors import InputError
 from qa_jax.parallel import make_mesh, num_batch_shards
+from qa_jax.paths import AnyPath, as_path, is_remote
 from qa_jax.train.models import PolicyModels, make_models
 from qa_jax.train.objectives import Objective, make_objective, objective_class
 from qa_jax.train.optimizer import make_optimizer, make_schedule, make_trainable_mask
@@ -56,7 +57,7 @@ class TrainingRun(NamedTuple):
     mesh: Mesh
     optimizer: optax.GradientTransformation
     trainable_mask: Params
-    tokenizer_dir: Path
+    tokenizer_dir: AnyPath
 
 
 def prepare(config: RunConfig, devices: Sequence[jax.Device] | None = None) -> TrainingRun:
@@ -64,11 +65,13 @@ def prepare(config: RunConfig, devices: Sequence[jax.Device] | None = None) -> T
 
     Raises InputError for the first that cannot be used.
     """
+    if config.train.compile_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", config.train.compile_cache_dir)
     tokenizer_dir, tokenizer = find_tokenizer(config)
     model_config = make_model_config(config, tokenizer)
     models = make_models(model_config, config.lora)
     check_config(config)
-    check_resumable(config, model_config, models)
+    check_output_dir(config, model_config, models)
     mesh = make_mesh(config.mesh, devices)
     check_sufficiently_sharded(models.policy, mesh)
     objective = make_objective(config, models, num_batch_shards(mesh))
@@ -83,17 +86,17 @@ def prepare(config: RunConfig, devices: Sequence[jax.Device] | None = None) -> T
         data=data,
         eval_data=eval_data,
         mesh=mesh,
-        optimizer=make_optimizer(config.optimizer, config.train.steps, models.policy),
+        optimizer=make_run_optimizer(config, models),
         trainable_mask=make_trainable_mask(models.policy, config.optimizer.freeze),
         tokenizer_dir=tokenizer_dir,
     )
 
 
-def find_tokenizer(config: RunConfig) -> tuple[Path, Tokenizer]:
+def find_tokenizer(config: RunConfig) -> tuple[AnyPath, Tokenizer]:
     """The tokenizer of `train.init_from`, or of `data.tokenizer`, and its directory."""
     if not config.data.train:
         raise InputError("data.train", "no manifest named", "pass --data.train MANIFEST")
-    source = config.train.init_from or config.data.tokenizer
+    source = checkpoint.split_step(config.train.init_from)[0] or config.data.tokenizer
     tokenizer = load_tokenizer(source) if source else None
     if tokenizer is None:
         raise InputError(
@@ -101,7 +104,7 @@ def find_tokenizer(config: RunConfig) -> tuple[Path, Tokenizer]:
             "no tokenizer here",
             "name a directory that contains one, or train one: qa-jax tokenizer",
         )
-    return Path(source), tokenizer
+    return as_path(source), tokenizer
 
 
 def make_model_config(config: RunConfig, tokenizer: Tokenizer) -> ModelConfig:
@@ -109,9 +112,14 @@ def make_model_config(config: RunConfig, tokenizer: Tokenizer) -> ModelConfig:
     vocabulary."""
     if config.train.init_from:
         found = checkpoint.read_model_config(config.train.init_from)
+        check_same_model(config, found)
         model = config.model
         return dataclasses.replace(
-            found, dtype=model.dtype, remat=model.remat, attention_impl=model.attention_impl
+            found,
+            dtype=model.dtype,
+            remat=model.remat,
+            attention_impl=model.attention_impl,
+            unroll_layers=model.unroll_layers,
         )
     vocab_size = -(-tokenizer.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
     return dataclasses.replace(
@@ -120,6 +128,25 @@ def make_model_config(config: RunConfig, tokenizer: Tokenizer) -> ModelConfig:
         audio_token_id=tokenizer.id_of(AUDIO),
         eos_token_ids=(tokenizer.id_of(IM_END), tokenizer.id_of(END_OF_TEXT)),
     )
+
+
+def check_same_model(config: RunConfig, found: ModelConfig) -> None:
+    """Raises InputError for a setting of the model's shape that the initial checkpoint cannot have.
+
+    Values of the preset that the recipe leaves as they are count for nothing, as the vocabulary
+    does, which is the tokenizer's.
+    """
+    default = preset(config.preset)
+    for section in ("audio", "text"):
+        parts = (getattr(m, section) for m in (config.model, default, found))
+        given, usual, theirs = (dataclasses.asdict(part) for part in parts)
+        for name, value in given.items():
+            if name != "vocab_size" and value != usual[name] and value != theirs[name]:
+                raise InputError(
+                    f"model.{section}.{name}",
+                    f"is {value}, and train.init_from is a model with {theirs[name]}",
+                    "remove the setting: the checkpoint decides the model's shape",
+                )
 
 
 def check_config(config: RunConfig) -> None:
@@ -142,27 +169,36 @@ def adapter_config(
 ) -> checkpoint.AdapterConfig:
     """The adapter.yaml of a LoRA run."""
     base = config.train.init_from
-    base = str(Path(base).resolve()) if Path(base).is_dir() else base
+    base = str(Path(base).resolve()) if not is_remote(base) and Path(base).is_dir() else base
     scales = {path: config.lora.scale for path in models.lora_paths}
     return checkpoint.AdapterConfig(base, scales, model_config)
 
 
-def check_resumable(config: RunConfig, model_config: ModelConfig, models: PolicyModels) -> None:
-    """Raises InputError if the output directory contains a run of another model."""
+def check_output_dir(config: RunConfig, model_config: ModelConfig, models: PolicyModels) -> None:
+    """Raises InputError if nothing may be written to the output directory, or if it contains
+    something else than a run of this kind."""
     output_dir = config.train.output_dir
-    same = True
-    if checkpoint.is_checkpoint(output_dir):
-        same = not models.lora_paths and checkpoint.read_config(output_dir) == model_config
-    elif checkpoint.is_adapter(output_dir):
-        expected = adapter_config(config, model_config, models)
-        found = checkpoint.read_adapter_config(output_dir)
-        same = bool(models.lora_paths) and found == expected
-    if not same:
+    as_path(output_dir)
+    if models.lora_paths:
+        is_other = checkpoint.is_checkpoint(output_dir)
+    else:
+        is_other = checkpoint.is_adapter(output_dir)
+        if checkpoint.is_checkpoint(output_dir):
+            found = checkpoint.read_config(output_dir)
+            is_other = (found.audio, found.text) != (model_config.audio, model_config.text)
+    steps = checkpoint.all_steps(output_dir)
+    if is_other:
         raise InputError(
             output_dir,
             "contains a run of another model",
             "name another train.output_dir, or use the settings of that run",
         )
+    if steps and config.train.resume == "none":
+        raise InputError(
+            output_dir, f"contains steps {steps}", "name another train.output_dir, or delete them"
+        )
+    if isinstance(config.train.resume, int):
+        checkpoint.find_step(output_dir, config.train.resume)
 
 
 def make_datasets(
@@ -185,6 +221,13 @@ def make_datasets(
         eval_config, processor, num_batch_shards=shards, num_completions=num_completions
     )
     return data, eval_data
+
+
+def make_run_optimizer(config: RunConfig, models: PolicyModels) -> optax.GradientTransformation:
+    """The optimizer of a run."""
+    return make_optimizer(
+        config.optimizer, config.train.steps, models.policy, config.train.max_skipped_steps
+    )
 
 
 def make_run_step(

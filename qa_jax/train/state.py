@@ -17,7 +17,7 @@ from qa_jax.config import JsonDict, RunConfig
 from qa_jax.data.loader import BatchIterator
 from qa_jax.lora import cast_to_param_dtypes, is_lora_path
 from qa_jax.model import initialize
-from qa_jax.parallel import barrier, is_main_process
+from qa_jax.parallel import barrier, check_shared_directory, is_main_process
 from qa_jax.train.models import PolicyModels
 from qa_jax.train.optimizer import make_trainable_mask
 from qa_jax.train.run import TrainingRun, adapter_config
@@ -115,8 +115,12 @@ def abstract_state(
 
 
 def open_output_dir(run: TrainingRun) -> CheckpointManager:
-    """Creates the output directory with its configuration, and opens its checkpoints."""
+    """Creates the output directory with its configuration, and opens its checkpoints.
+
+    Raises InputError if not all hosts share it.
+    """
     train = run.config.train
+    check_shared_directory(train.output_dir)
     if is_main_process():
         if run.models.lora_paths:
             config = adapter_config(run.config, run.model_config, run.models)
@@ -124,7 +128,12 @@ def open_output_dir(run: TrainingRun) -> CheckpointManager:
         else:
             checkpoint.create(train.output_dir, run.model_config, run.tokenizer_dir)
     barrier("created")
-    return CheckpointManager(train.output_dir, train.max_to_keep, train.keep_period)
+    checkpoints = CheckpointManager(train.output_dir, train.max_to_keep, train.keep_period)
+    if isinstance(train.resume, int):
+        for step in checkpoints.all_steps():
+            if step > train.resume:
+                checkpoints.set_aside(step, "superseded")
+    return checkpoints
 
 
 def restore_or_initialize(

@@ -33,7 +33,7 @@ class TrainState(NamedTuple):
     ema_params: Params | None = None
 
 
-Metrics = dict[str, Float[Array, ""]]
+Metrics = dict[str, Float[Array, ""] | Int[Array, ""]]
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
 """(state, batch, reference parameters or None) -> (state, metrics)."""
 
@@ -109,15 +109,24 @@ def make_train_step(
         ema = state.ema_params
         if ema is not None:
             ema = jax.tree.map(lambda e, p: ema_decay * e + (1 - ema_decay) * p, ema, trainable)
-        metrics = {
-            "loss": out.loss / weight,
-            "grad_norm": optax.tree.norm(grads),
-            "learning_rate": learning_rate(state.step),
-        } | out.metrics()
+        metrics = step_metrics(out, grads, opt_state, batch)
+        metrics["learning_rate"] = learning_rate(state.step)
         params = merge_trees(frozen, trainable)
         return TrainState(state.step + 1, params, opt_state, ema), metrics
 
     return train_step
+
+
+def step_metrics(out: LossOutput, grads: Params, opt_state: PyTree, batch: TrainBatch) -> Metrics:
+    """The metrics of a step; its loss is NaN if a process could not read its part of the batch."""
+    weight = jnp.maximum(out.weight, jnp.finfo(out.weight.dtype).tiny)
+    metrics = {
+        # 0, or NaN: see TrainDataset.poisoned_batch.
+        "loss": out.loss / weight + 0 * jnp.sum(batch.loss_weights),
+        "grad_norm": optax.tree.norm(grads),
+    } | out.metrics()
+    skipped = optax.tree.get(opt_state, "total_notfinite")
+    return metrics if skipped is None else {**metrics, "skipped_steps": skipped}
 
 
 def accumulate(

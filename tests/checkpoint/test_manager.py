@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 from qa_jax import checkpoint
@@ -67,3 +68,36 @@ def test_full_disk_keeps_the_last_good_checkpoint(
     train(config(full))
     train(config(at(job_settings, tmp_path / "straight")))
     assert losses(tmp_path / "run") == losses(tmp_path / "straight")
+
+
+def test_only_a_full_disk_asks_for_space(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    params = {"a": jax.numpy.ones(3)}
+    with checkpoint.CheckpointManager(tmp_path / "run") as manager:
+        manager.save(1, params)
+        with pytest.raises(InputError) as found:
+            manager.save(1, {"a": object()})  # type: ignore[dict-item]
+        assert "free disk space" not in str(found.value)
+        assert "the last good one is step 1" in str(found.value) or "before" in str(found.value)
+
+
+def test_an_error_of_a_save_does_not_hide_what_ended_the_run(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ZeroDivisionError),
+        pytest.warns(UserWarning, match="cannot be written"),
+        checkpoint.CheckpointManager(tmp_path / "run") as manager,
+    ):
+        manager._checkpointer = Broken(manager._checkpointer)  # type: ignore[assignment]
+        raise ZeroDivisionError
+
+
+class Broken:
+    """A checkpointer whose save in progress fails."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def wait(self) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)

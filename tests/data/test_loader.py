@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from qa_jax.config import DataConfig, num_audio_tokens
-from qa_jax.data import Processor, TrainDataset
-from qa_jax.data import loader as loading
+from qa_jax.data import Processor, TrainDataset, examples
 from qa_jax.errors import InputError
 from qa_jax.train.run import prepare
 from tests.data.datasets import BUCKETS, make_dataset
@@ -103,7 +102,7 @@ def test_bad_buckets_are_refused(manifest: Path, processor: Processor) -> None:
 def test_wrong_audio_header_is_refused(
     manifest: Path, processor: Processor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "clip_num_samples", lambda *_: 4_000)
+    monkeypatch.setattr(examples, "clip_num_samples", lambda *_: 4_000)
     loader = make_dataset(manifest, processor)
     with pytest.raises(InputError, match=r"manifest\.jsonl:.*more than its header says.*wav"):
         for step in range(loader.steps_per_epoch):

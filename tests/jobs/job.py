@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,10 @@ class Job:
         self.recipe.write_text(yaml.safe_dump(settings))
         self.processes, self.devices = processes, devices
 
-    def start(self, *overrides: str) -> list[subprocess.Popen]:
+    def start(
+        self, *overrides: str, per_process: Sequence[Sequence[str]] = ()
+    ) -> list[subprocess.Popen]:
+        """Starts all processes; `per_process` are overrides of each."""
         command = [sys.executable, "-m", "qa_jax.cli", "train", "--config", str(self.recipe)]
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
@@ -49,7 +54,7 @@ class Job:
                 }
             started.append(
                 subprocess.Popen(
-                    [*command, *overrides],
+                    [*command, *overrides, *(per_process[i] if per_process else ())],
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                     text=True,
@@ -72,6 +77,19 @@ class Job:
         config = checkpoint.read_config(self.output)
         found = flatten_dict(checkpoint.load_params(self.output, config))
         return {path: np.asarray(x) for path, x in found.items()}
+
+
+def wait_for_steps(process: subprocess.Popen, count: int) -> int:
+    """Reads a process's output until it has logged so many steps; returns the last one's number."""
+    assert process.stdout is not None
+    step = 0
+    for line in process.stdout:
+        match = re.match(r"step +(\d+) ", line)
+        if match:
+            step, count = int(match.group(1)), count - 1
+            if not count:
+                break
+    return step
 
 
 def same_bits(a: dict[tuple[str, ...], np.ndarray], b: dict[tuple[str, ...], np.ndarray]) -> bool:

@@ -53,6 +53,6 @@ def _kind(weights: Weights) -> str:
         n = len(weights.files.files)
         return f"{weights.directory}: Hugging Face, {n} safetensors file{'s' if n > 1 else ''}"
     assert isinstance(weights, QaJaxWeights)
-    steps = checkpoint.CheckpointManager(weights.directory).all_steps()
+    steps = checkpoint.all_steps(weights.directory)
     others = f" (of {', '.join(map(str, steps))})" if len(steps) > 1 else ""
     return f"{weights.directory}: a qa_jax checkpoint, step {weights.step}{others}"

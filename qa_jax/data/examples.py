@@ -1,0 +1,106 @@
+"""Records that a run can use: measured before it starts, and read from disk during it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from qa_jax.config import FRAME_MARGIN, MAX_FRAMES, DataConfig, num_audio_tokens, num_frames
+from qa_jax.data.audio import clip_num_samples
+from qa_jax.data.manifest import Record
+from qa_jax.data.processor import Processor
+from qa_jax.errors import InputError
+
+
+class Example(NamedTuple):
+    """A record that can be used, and what planning its batch needs."""
+
+    record: Record
+    num_samples: tuple[int, ...]
+    num_tokens: int
+    bucket: int
+
+
+class LoadedExample(NamedTuple):
+    """A record read from disk.
+
+    Attributes:
+        completions: ids, and whether each is a target, of each completion.
+        waveforms: the clips.
+    """
+
+    completions: list[tuple[list[int], list[bool]]]
+    waveforms: list[np.ndarray]
+
+
+def measure(
+    record: Record, config: DataConfig, processor: Processor, num_completions: int = 1
+) -> Example:
+    """What planning needs of a record, from its clips' headers.
+
+    Raises InputError naming the record if it cannot be used.
+    """
+    try:
+        num_samples = tuple(
+            clip_num_samples(clip, record.base, config.long_audio) for clip in record.prompt.audio
+        )
+        completions = record.completions()
+        if len(completions) != num_completions:
+            raise InputError(
+                "record",
+                f"has {len(completions)} completion(s), train.objective needs {num_completions}",
+                "name a manifest of that form, or another train.objective",
+            )
+        num_tokens = processor.count_tokens(completions, num_samples, config.max_tokens)
+    except InputError as error:
+        raise error.within(record.source) from None
+    frames = max((num_frames(s) for s in num_samples), default=0)
+    required = min(frames + FRAME_MARGIN, MAX_FRAMES) if num_samples else 0
+    # Text-only records use the smallest bucket.
+    fits = [b for b in config.buckets if b >= required]
+    if not fits:
+        raise InputError(
+            record.source,
+            f"needs a bucket of {required} frames, the largest is {max(config.buckets)}",
+            "add one to data.buckets",
+        )
+    return Example(record, num_samples, num_tokens, min(fits))
+
+
+def load_example(
+    example: Example, config: DataConfig, processor: Processor, room: int
+) -> LoadedExample:
+    """Reads an example's clips, and tokenizes it with their exact lengths.
+
+    Args:
+        example: measured.
+        config: that it was measured with.
+        processor: likewise.
+        room: tokens that it may have more than measured: an MP3's header may be a few frames off.
+
+    Raises:
+        InputError: naming the record, if a clip cannot be read or is longer than its header says.
+    """
+    record = example.record
+    try:
+        waveforms = processor.load(
+            record.prompt.audio, base=record.base, long_audio=config.long_audio
+        )
+    except InputError as error:
+        raise error.within(record.source) from None
+    sizes = [waveform.size for waveform in waveforms]
+    longest = max((num_frames(n) for n in sizes), default=0)
+    tokens, planned = (
+        sum(num_audio_tokens(num_frames(n)) for n in lengths)
+        for lengths in (sizes, example.num_samples)
+    )
+    fits = longest + FRAME_MARGIN <= example.bucket or longest <= MAX_FRAMES == example.bucket
+    if waveforms and (not fits or tokens - planned > room):
+        raise InputError(
+            record.source,
+            f"contains {longest} frames, more than its header says",
+            "convert the file to wav or flac",
+        )
+    tokenized = [processor.tokenize_with_targets(c, sizes) for c in record.completions()]
+    return LoadedExample(tokenized, waveforms)
