@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 demo = ["espeakng-loader>=0.2.4", "matplotlib>=3.9"]
+gcs = ["gcsfs>=2024.6"]
 # transformers 5.10.0 to 5.10.3 tie this model's head by mistake and would be a wrong oracle.
 parity = [
     "torch>=2.6",
@@ -50,10 +51,12 @@ setup(
     extras_require={
         "demo": demo,
         "parity": parity,
+        "gcs": gcs,
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "cuda12": ["jax[cuda12]>=0.10,<0.13"],
         "dev": [
             *demo,
+            *gcs,
             # The TPU's compiler, which needs no TPU: for tests of `qa-jax plan`.
             'jax[tpu]>=0.10,<0.13; sys_platform == "linux" and platform_machine == "x86_64"',
             "beartype>=0.20",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any, Literal, overload
 
 import jax
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from qa_jax.checkpoint import load_weights, merge_adapter
+from qa_jax.checkpoint import load_weights, merge_adapter, split_step
 from qa_jax.config import Dtype, ModelConfig, SamplingConfig, from_generation_config, read_json
 from qa_jax.data import Batch, Message, Processor, Tokenizer, load_tokenizer
 from qa_jax.data.tokenizer import END_OF_TEXT, IM_END
@@ -21,6 +20,7 @@ from qa_jax.errors import InputError
 from qa_jax.generate import Engine
 from qa_jax.generate.inputs import UserBatch
 from qa_jax.parallel import num_batch_shards
+from qa_jax.paths import AnyPath, PathLike, as_path
 from qa_jax.typing import Float, Params
 
 _SMALL = 2**28
@@ -148,13 +148,13 @@ class LoadedModel:
 
 
 def load(
-    directory: str | Path,
+    directory: PathLike,
     dtype: Dtype | None = "float32",
     mesh: Mesh | None = None,
     *,
     step: int | None = None,
     long_audio: str = "error",
-    adapter: str | Path | None = None,
+    adapter: PathLike | None = None,
 ) -> LoadedModel:
     """Loads a qa_jax checkpoint, a Hugging Face directory, or a qa_jax adapter with its base model.
 
@@ -170,7 +170,8 @@ def load(
     Raises:
         InputError: for a directory or dtype that cannot be used.
     """
-    directory = Path(directory)
+    name, named_step = split_step(directory)
+    directory, step = as_path(name), named_step if step is None else step
     if dtype == "float64" and jnp.zeros(0, float).dtype != jnp.float64:
         raise InputError("dtype float64", "JAX is in 32-bit mode", "set JAX_ENABLE_X64=1")
     if dtype not in (None, "float32", "bfloat16", "float64"):
@@ -195,11 +196,11 @@ def load(
 
 
 def _default_sampling(
-    directory: Path, config: ModelConfig, tokenizer: Tokenizer | None
+    directory: AnyPath, config: ModelConfig, tokenizer: Tokenizer | None
 ) -> SamplingConfig:
     """generation_config.json's settings; without its stop ids, the ends of a turn and of a text."""
     path = directory / "generation_config.json"
-    fields = from_generation_config(read_json(path)) if path.is_file() else {}
+    fields = from_generation_config(read_json(path)) if path.exists() else {}
     if "stop_ids" not in fields:
         ends = () if tokenizer is None else (tokenizer.id_of(IM_END), tokenizer.id_of(END_OF_TEXT))
         fields["stop_ids"] = ends or config.eos_token_ids

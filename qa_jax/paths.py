@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,11 +74,37 @@ def read_bytes(path: PathLike) -> bytes:
     return _filesystem(scheme_of(path)).cat_file(os.fspath(path))
 
 
+def read_range(path: PathLike, start: int, end: int) -> bytes:
+    """Bytes of a file from `start` to `end`, or to its end if that comes first."""
+    if is_remote(path):
+        system = _filesystem(scheme_of(path))
+        return system.cat_file(os.fspath(path), start=start, end=end)
+    with Path(path).open("rb") as file:
+        file.seek(start)
+        return file.read(end - start)
+
+
 def parent(path: PathLike) -> str:
     """The directory of a file."""
     if not is_remote(path):
         return str(Path(path).parent)
     return os.fspath(path).rpartition("/")[0]
+
+
+def upload(local: Path, remote: AnyPath) -> None:
+    """Copies the files below a local directory."""
+    for path in local.rglob("*"):
+        if path.is_file():
+            target = remote / path.relative_to(local).as_posix()
+            target.write_bytes(path.read_bytes())
+
+
+def remove_tree(directory: AnyPath) -> None:
+    """Deletes a directory and everything below it."""
+    if is_remote(directory):
+        _filesystem(scheme_of(directory)).rm(os.fspath(directory), recursive=True)
+    else:
+        shutil.rmtree(directory)
 
 
 def list_files(directory: PathLike) -> dict[str, dict[str, Any]]:

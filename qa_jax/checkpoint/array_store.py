@@ -22,6 +22,7 @@ from qa_jax.checkpoint.directory import STEPS
 from qa_jax.checkpoint.reader import step_metadata
 from qa_jax.config import JsonDict
 from qa_jax.errors import InputError
+from qa_jax.paths import PathLike, is_remote
 from qa_jax.trees import flatten_dict
 from qa_jax.typing import ParamPath, Params
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def create_arrays(
-    directory: str | Path, arrays: Params, chunks: dict[ParamPath, tuple[int, ...]]
+    directory: PathLike, arrays: Params, chunks: dict[ParamPath, tuple[int, ...]]
 ) -> dict[ParamPath, TensorStore]:
     """Step 0 of a directory with arrays that are still to be written, by path.
 
@@ -40,7 +41,7 @@ def create_arrays(
         chunks: chunk shape of each; every chunk is one file, which ends with a CRC-32C, so that
             reading a damaged one is an error.
     """
-    steps = Path(directory).absolute() / STEPS
+    steps = _local(directory) / STEPS
     context = ocp.Context()
     saving = context.array.saving
     saving.use_ocdbt = saving.use_compression = saving.enable_write_sharding_file = False
@@ -66,11 +67,17 @@ def create_arrays(
     return created
 
 
-def open_arrays(directory: str | Path, step: int) -> dict[ParamPath, TensorStore]:
+def open_arrays(directory: PathLike, step: int) -> dict[ParamPath, TensorStore]:
     """A step's parameters by path, opened but not read."""
     paths = list(flatten_dict(step_metadata(directory, step)["params"]))
-    params = Path(directory).absolute() / STEPS / str(step) / "params"
+    params = _local(directory) / STEPS / str(step) / "params"
     return {path: _open({**_array_spec(params, path), "open": True}) for path in paths}
+
+
+def _local(directory: PathLike) -> Path:
+    if is_remote(directory):
+        raise InputError(directory, "conversions are between local directories", "copy it first")
+    return Path(directory).absolute()
 
 
 def _array_spec(params: Path, path: ParamPath) -> JsonDict:

@@ -17,6 +17,7 @@ from qa_jax.config.model import AudioConfig, ModelConfig, TextConfig, preset
 from qa_jax.config.plain import JsonDict, to_dict, to_plain
 from qa_jax.config.run import RunConfig
 from qa_jax.errors import InputError, suggest
+from qa_jax.paths import PathLike, read_bytes
 
 T = TypeVar("T")
 
@@ -146,21 +147,21 @@ def _flat_names(tree: JsonDict, prefix: str = "") -> list[str]:
     return names
 
 
-def read_json(path: str | Path) -> JsonDict:
+def read_json(path: PathLike) -> JsonDict:
     """A JSON object from a file; raises InputError if there is none."""
     return _read(path, "JSON", json.loads)
 
 
-def read_yaml(path: str | Path) -> JsonDict:
+def read_yaml(path: PathLike) -> JsonDict:
     """A mapping from a YAML file; raises InputError if there is none."""
     import yaml
 
     return _read(path, "YAML", lambda text: yaml.safe_load(text) or {})
 
 
-def _read(path: str | Path, kind: str, load: Callable[[str], object]) -> JsonDict:
+def _read(path: PathLike, kind: str, load: Callable[[str], object]) -> JsonDict:
     try:
-        raw = load(Path(path).read_text(encoding="utf-8"))
+        raw = load(read_bytes(path).decode())
     except FileNotFoundError:
         raise InputError(path, "not found", "check the path") from None
     except Exception as error:  # the YAML library's errors share no base class with JSON's

@@ -13,6 +13,7 @@ import numpy as np
 from qa_jax.config import HOP_LENGTH, MAX_FRAMES, SAMPLE_RATE, num_audio_tokens, num_frames
 from qa_jax.data.audio_shards import is_in_shard, read_shard_clip, shard_num_samples
 from qa_jax.errors import InputError
+from qa_jax.paths import PathLike, is_remote, join, read_bytes
 from qa_jax.typing import Float
 
 AudioSource: TypeAlias = Any
@@ -29,7 +30,7 @@ def load_audio(
     *,
     sampling_rate: int | None = None,
     long_audio: str = "error",
-    base: str | Path = "",
+    base: PathLike = "",
     name: str = "",
 ) -> Float[np.ndarray, " S"]:
     """Reads, mixes down, resamples and checks one clip.
@@ -58,15 +59,14 @@ def load_audio(
     samples: np.ndarray
     rate: object
     if is_in_shard(audio):
-        name = f"{Path(base) / audio}"
+        name = join(base, audio)
         samples, rate = _decode(io.BytesIO(read_shard_clip(audio, base)), name)
     elif isinstance(audio, str | Path):
-        path = Path(base) / str(audio).removeprefix("file://")
-        name = str(path)
-        if path.suffix == ".npy":
-            samples, rate = _read_array(path), sampling_rate
+        name = join(base, str(audio))
+        if name.endswith(".npy"):
+            samples, rate = _read_array(name), sampling_rate
         else:
-            samples, rate = _decode(path, name)
+            samples, rate = _decode(_open(name), name)
     elif isinstance(audio, bytes | bytearray):
         samples, rate = _decode(io.BytesIO(audio), name)
     else:
@@ -74,7 +74,7 @@ def load_audio(
     return _check(_resample(_mono(samples, name), rate, name), name, long_audio)
 
 
-def clip_num_samples(clip: AudioSource, base: str | Path = "", long_audio: str = "error") -> int:
+def clip_num_samples(clip: AudioSource, base: PathLike = "", long_audio: str = "error") -> int:
     """Samples at 16 kHz that `load_audio` returns for a file, from its header alone.
 
     Raises InputError for a file whose header shows that it cannot be used.
@@ -87,9 +87,9 @@ def clip_num_samples(clip: AudioSource, base: str | Path = "", long_audio: str =
         return min(samples, MAX_SAMPLES)
     if not isinstance(clip, str | Path):
         raise InputError("audio", f"{clip!r} is not a file", "give the path of a file")
-    path = Path(base) / clip
+    path = join(base, str(clip))
     try:
-        info = soundfile.info(path)
+        info = soundfile.info(_open(path))
     except (soundfile.LibsndfileError, RuntimeError, OSError, ValueError) as error:
         raise _unreadable(path, error) from None
     # Integer ceiling: a float would round 3 x 16000 / 48000 up by one sample.
@@ -98,34 +98,47 @@ def clip_num_samples(clip: AudioSource, base: str | Path = "", long_audio: str =
     return min(samples, MAX_SAMPLES)
 
 
-def _decode(file: Path | io.BytesIO, name: str) -> tuple[np.ndarray, int]:
+def _open(path: str) -> str | io.BytesIO:
+    """A local file by name; one in object storage as bytes, for soundfile would make a request for
+    every few of them."""
+    if not is_remote(path):
+        return path
+    try:
+        return io.BytesIO(read_bytes(path))
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _decode(file: str | io.BytesIO, name: str) -> tuple[np.ndarray, int]:
     import soundfile
 
     try:
         samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError, OSError, ValueError) as error:
-        raise _unreadable(file if isinstance(file, Path) else name, error) from None
+        raise _unreadable(name, error, isinstance(file, str)) from None
     return samples.T, rate
 
 
-def _unreadable(source: str | Path, error: Exception) -> InputError:
-    if isinstance(source, Path):
+def _unreadable(name: str, error: Exception, is_file: bool = True) -> InputError:
+    if is_file and not is_remote(name):
         try:
-            if not source.is_file():
-                return InputError(source, "no such file", "check the path")
+            if not Path(name).is_file():
+                return InputError(name, "no such file", "check the path")
         except (OSError, ValueError) as unusable:  # too long, or with a null character
-            return InputError(source, f"no file's name ({unusable})", "check the path")
+            return InputError(name, f"no file's name ({unusable})", "check the path")
+    if isinstance(error, FileNotFoundError):
+        return InputError(name, "no such file", "check the path")
     cause = str(error).split(": ")[-1].rstrip(".")
     return InputError(
-        source,
+        name,
         f"not readable as audio ({cause})",
         "give wav, flac, mp3 or ogg, or convert it first: ffmpeg -i FILE out.wav",
     )
 
 
-def _read_array(path: Path) -> np.ndarray:
+def _read_array(path: str) -> np.ndarray:
     try:
-        return np.load(path, allow_pickle=False)
+        return np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
     except (OSError, ValueError) as error:
         raise InputError(
             path, f"not readable as an array ({error})", "save it by numpy.save"

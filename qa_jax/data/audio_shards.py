@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import functools
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qa_jax.errors import InputError
+from qa_jax.paths import PathLike, as_path, join
 
 if TYPE_CHECKING:
     from grain.sources import ArrayRecordDataSource
@@ -29,14 +29,14 @@ def shard_num_samples(clip: str) -> int:
     return int(_match(clip)["samples"])
 
 
-def read_shard_clip(clip: str, base: str | Path) -> bytes:
+def read_shard_clip(clip: str, base: PathLike) -> bytes:
     """The bytes of a clip's audio file; raises InputError for a missing shard or record."""
     match = _match(clip)
-    path = Path(base) / match["file"]
-    if not path.is_file():
-        raise InputError(path, "no such shard", "keep the sharded manifest and its shards together")
+    path = join(base, match["file"])
     try:
-        return _reader(str(path))[int(match["index"])]
+        return _reader(path)[int(match["index"])]
+    except InputError:
+        raise
     except (IndexError, RuntimeError, ValueError) as error:
         text = " ".join(str(error).split())
         source = f"{path}#{match['index']}"
@@ -53,4 +53,6 @@ def _match(clip: str) -> re.Match[str]:
 def _reader(path: str) -> ArrayRecordDataSource:
     from grain.sources import ArrayRecordDataSource
 
+    if not as_path(path).exists():
+        raise InputError(path, "no such shard", "keep the sharded manifest and its shards together")
     return ArrayRecordDataSource([path])

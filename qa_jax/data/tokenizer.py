@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from qa_jax.config import read_json
 from qa_jax.errors import InputError
+from qa_jax.paths import PathLike, as_path, is_remote
 
 if TYPE_CHECKING:
     import tokenizers
@@ -154,8 +156,15 @@ class SentencePiece:
         return cls(directory)
 
 
-def load_tokenizer(directory: str | Path) -> Tokenizer | None:
+def load_tokenizer(directory: PathLike) -> Tokenizer | None:
     """The tokenizer in a directory, or None if it has none."""
+    if is_remote(directory):
+        # The libraries read local files.
+        with tempfile.TemporaryDirectory() as local:
+            for path in as_path(directory).iterdir():
+                if path.suffix in (".json", ".txt", ".model"):
+                    (Path(local) / path.name).write_bytes(path.read_bytes())
+            return load_tokenizer(local)
     directory = Path(directory)
     if (directory / SentencePiece.FILE).is_file():
         return SentencePiece(directory)

@@ -12,6 +12,7 @@ from qa_jax.data import Batch, Processor, Prompt, Record, clip_num_samples, read
 from qa_jax.data.manifest import split_last_answer
 from qa_jax.errors import InputError
 from qa_jax.evaluate.metrics import exact_match, word_error_rate
+from qa_jax.paths import as_path
 
 
 class Prediction(NamedTuple):
@@ -83,9 +84,10 @@ def evaluate(
             progress(len(predictions), len(records))
     ordered = [predictions[i] for i in range(len(records))]
     if output is not None:
-        Path(output).parent.mkdir(parents=True, exist_ok=True)
+        path = as_path(output)
+        path.parent.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps(p._asdict(), ensure_ascii=False) + "\n" for p in ordered]
-        Path(output).write_text("".join(lines), encoding="utf-8")
+        path.write_text("".join(lines), encoding="utf-8")
     return score(ordered)
 
 

@@ -17,6 +17,7 @@ from qa_jax.config import MAX_FRAMES, DataConfig, JsonDict
 from qa_jax.data import TrainBatch, TrainDataset
 from qa_jax.model import Qwen2Audio, bind
 from qa_jax.parallel import num_batch_shards
+from qa_jax.paths import AnyPath, as_path
 from qa_jax.train.objectives import completion_log_probs
 from qa_jax.typing import Params
 
@@ -82,7 +83,7 @@ def evaluate_pairs(
                 progress(len(found), len(data.examples))
     scores = np.stack([found[i] for i in range(len(found))])
     if output is not None:
-        _write(Path(output), data, scores)
+        _write(as_path(output), data, scores)
     sums, means = scores[..., 0], scores[..., 0] / scores[..., 1]
     return PairScores(
         len(scores),
@@ -91,7 +92,7 @@ def evaluate_pairs(
     )
 
 
-def _write(path: Path, data: TrainDataset, scores: np.ndarray) -> None:
+def _write(path: AnyPath, data: TrainDataset, scores: np.ndarray) -> None:
     with path.open("w") as file:
         for example, pair in zip(data.examples, scores.tolist(), strict=True):
             line: JsonDict = {"source": example.record.source}

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import os
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from qa_jax.config import ModelConfig, from_hf, read_json
 from qa_jax.errors import InputError
 from qa_jax.hf.table import EMBED_TOKENS, LM_HEAD, TensorSpec, released_name, tensor_map
-from qa_jax.paths import PathLike
+from qa_jax.paths import AnyPath, PathLike, as_path, is_remote, read_range
 from qa_jax.typing import ParamPath, Shaped
 
 _DTYPES = {
@@ -41,16 +42,13 @@ class SafetensorsDir:
     """
 
     def __init__(self, directory: PathLike, rename: Callable[[str], str] = released_name) -> None:
-        self.directory, self._rename = Path(directory), rename
-        self._entries: dict[str, tuple[Path, int, np.dtype, tuple[int, ...]]] = {}
+        self.directory, self._rename = as_path(directory), rename
+        self._entries: dict[str, tuple[AnyPath, int, np.dtype, tuple[int, ...]]] = {}
         problems: list[str] = []
         index = self._index()
         self.files = self._files(index)
         for file in self.files:
             try:
-                # The library checks the header: types, overlaps, holes, the file's size.
-                with safe_open(file, framework="numpy"):
-                    pass
                 self._read_header(file, problems)
             except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
                 problems.append(f"{file.name}: unreadable header ({error})")
@@ -63,7 +61,9 @@ class SafetensorsDir:
             if index:
                 problems += [f"{n}: not in the index" for n in self._entries if n not in listed]
         raise_problems(self.directory, problems, "download or save the checkpoint again")
-        self._open = {file: file.open("rb", buffering=0) for file in self.files}
+        self._open = {
+            file: file.open("rb", buffering=0) for file in self.files if not is_remote(file)
+        }
 
     def _index(self) -> dict[str, str]:
         path = self.directory / "model.safetensors.index.json"
@@ -74,7 +74,7 @@ class SafetensorsDir:
             raise InputError(path, "has no weight_map", "download the index again")
         return weight_map
 
-    def _files(self, index: dict[str, str]) -> list[Path]:
+    def _files(self, index: dict[str, str]) -> list[AnyPath]:
         if index:
             names = sorted(set(map(str, index.values())))
             if outside := [name for name in names if Path(name).name != name]:
@@ -98,13 +98,14 @@ class SafetensorsDir:
             )
         return files
 
-    def _read_header(self, file: Path, problems: list[str]) -> None:
+    def _read_header(self, file: AnyPath, problems: list[str]) -> None:
         size = file.stat().st_size
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if length > size:
-                raise ValueError(f"declares {length} bytes in a file of {size}")
-            header = json.loads(stream.read(length))
+        length = int.from_bytes(read_range(file, 0, 8), "little")
+        if length > size:
+            raise ValueError(f"declares {length} bytes in a file of {size}")
+        data = read_range(file, 0, 8 + length)
+        _check_header(file, data, size)
+        header = json.loads(data[8:])
         start = 8 + length
         for raw_name, entry in header.items():
             if raw_name == "__metadata__":
@@ -161,7 +162,13 @@ class SafetensorsDir:
         self._fill(file, out.reshape(-1).view(np.uint8), offset + first * row)
         return out[(slice(None), *index[1:])]
 
-    def _fill(self, file: Path, out: np.ndarray, offset: int) -> None:
+    def _fill(self, file: AnyPath, out: np.ndarray, offset: int) -> None:
+        if is_remote(file):
+            data = read_range(file, offset, offset + out.size)
+            if len(data) != out.size:
+                raise InputError(file, "ends before its tensors do", "download it again")
+            out[:] = np.frombuffer(data, np.uint8)
+            return
         done = 0
         while done < out.size:
             try:
@@ -173,13 +180,29 @@ class SafetensorsDir:
             done += n
 
 
+def _check_header(file: AnyPath, data: bytes, size: int) -> None:
+    """Lets the safetensors library check a header: types, overlaps, holes, the file's size.
+
+    A file in object storage is imitated by one of its size with its header, which takes no space.
+    """
+    if not is_remote(file):
+        with safe_open(file, framework="numpy"):
+            return
+    with tempfile.NamedTemporaryFile() as local:
+        local.write(data)
+        local.truncate(size)
+        local.flush()
+        with safe_open(local.name, framework="numpy"):
+            return
+
+
 def open_model(directory: PathLike) -> tuple[ModelConfig, SafetensorsDir]:
     """The model configuration and the tensors of a Hugging Face directory, checked to match.
 
     If config.json ties the head but the files contain a different head, the files are used: only a
     model whose head was not tied can have written them.
     """
-    path = Path(directory) / "config.json"
+    path = as_path(directory) / "config.json"
     config = from_hf(read_json(path), path)
     source = SafetensorsDir(directory)
     both = config.text.tie_word_embeddings and {LM_HEAD, EMBED_TOKENS} <= set(source)

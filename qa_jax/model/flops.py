@@ -6,8 +6,9 @@ multiply-add. Norms, activations, adapters and the log-mel's transform are left 
 
 from __future__ import annotations
 
+import collections
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from qa_jax.config import AudioConfig, ModelConfig, TextConfig, conv_length
@@ -82,6 +83,30 @@ def forward_flops(
         "projector": PartFlops(num_clips * projector),
         "decoder": PartFlops(num_rows * decoder.linear, num_rows * decoder.attention),
         "head": PartFlops(num_rows * 2 * num_tokens * text.hidden_size * text.vocab_size),
+    }
+
+
+def useful_flops(
+    config: ModelConfig, record_lengths: Iterable[int], clip_frames: Iterable[int], num_targets: int
+) -> dict[str, PartFlops]:
+    """What a batch needs without its padding: records of these tokens, which attend within
+    themselves; clips of these frames; and the output layer at its target tokens only."""
+    text, total = config.text, collections.Counter[str]()
+    for length, count in collections.Counter(record_lengths).items():
+        part = decoder_flops(text, length)
+        total["decoder"] += count * part.linear
+        total["decoder attention"] += count * part.attention
+    for frames, count in collections.Counter(clip_frames).items():
+        parts = forward_flops(config, 0, 0, count, frames)
+        total["encoder"] += parts["encoder"].linear
+        total["encoder attention"] += parts["encoder"].attention
+        total["projector"] += parts["projector"].linear
+    head = 2 * num_targets * text.hidden_size * text.vocab_size
+    return {
+        "encoder": PartFlops(total["encoder"], total["encoder attention"]),
+        "projector": PartFlops(total["projector"]),
+        "decoder": PartFlops(total["decoder"], total["decoder attention"]),
+        "head": PartFlops(head),
     }
 
 

@@ -6,7 +6,6 @@ functions are called by all processes at the same point.
 
 from __future__ import annotations
 
-import os
 import socket
 import uuid
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import numpy as np
 
 from qa_jax.errors import InputError
 from qa_jax.parallel.distributed import barrier
+from qa_jax.paths import PathLike, as_path
 
 T = TypeVar("T")
 
@@ -78,14 +78,12 @@ def check_same(values: dict[str, str], remedy: str) -> None:
                 )
 
 
-def check_shared_directory(directory: str | os.PathLike[str]) -> None:
+def check_shared_directory(directory: PathLike) -> None:
     """Raises InputError, in all processes, if they do not see the same directory: each writes a
     file, and looks for those of the others."""
     if jax.process_count() == 1:
         return
-    from etils import epath
-
-    root = epath.Path(os.fspath(directory))
+    root = as_path(directory)
     token = gather_texts(uuid.uuid4().hex)[0]
     names = [f".shared-{token}-{i}" for i in range(jax.process_count())]
 

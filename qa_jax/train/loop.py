@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import os
 import signal
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -28,6 +30,7 @@ from qa_jax.parallel import (
     raise_together,
     reached_preemption,
 )
+from qa_jax.paths import as_path, is_remote, upload
 from qa_jax.train.metrics import read_metrics
 from qa_jax.train.objectives import LossOutput
 from qa_jax.train.programs import Program, compile_all
@@ -106,6 +109,7 @@ def train(config: RunConfig, console: Console | None = None) -> dict[str, float]
                     report.log_eval(step, evaluate(run, eval_step, state, ref_params))
                 if saves:
                     save(run, checkpoints, state, batches, step)
+                    report.upload()
                 if preempted:
                     break
                 if _every(step, run.data.steps_per_epoch):
@@ -236,11 +240,16 @@ def profile(config: TrainConfig, step: int, is_running: bool, state: TrainState)
     returns whether it runs."""
     first, last = config.profile or (0, -1)
     wanted = first <= step <= last
+    output = as_path(config.output_dir) / "profile"
+    is_local = not is_remote(output)
+    local = output if is_local else Path(tempfile.gettempdir()) / f"qa_jax_profile_{os.getpid()}"
     if wanted and not is_running:
-        jax.profiler.start_trace(f"{config.output_dir}/profile")
+        jax.profiler.start_trace(str(local))
     elif is_running and not wanted:
         jax.block_until_ready(state)
         jax.profiler.stop_trace()
+        if not is_local:
+            upload(local, output)
     return wanted
 
 

@@ -9,10 +9,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from qa_jax.config import HOP_LENGTH
 from qa_jax.data import TrainBatch
 from qa_jax.model import param_specs
-from qa_jax.model.flops import forward_flops, trained_fractions, training_flops
+from qa_jax.model.flops import trained_fractions, training_flops, useful_flops
 from qa_jax.parallel import is_main_process
 from qa_jax.parallel.hardware import memory_in_use, peak_flops
 from qa_jax.train.metrics import MetricsWriter
@@ -64,19 +63,24 @@ class Report:
         """Starts a new interval between log lines."""
         self._since = time.perf_counter()
         self._steps, self._data_wait = 0, 0.0
-        self._flops, self._padded_tokens, self._real_tokens = 0.0, 0, 0
+        self._flops = self._padded_tokens = self._real_tokens = self._audio_seconds = 0.0
 
     def count_batch(self, batch: TrainBatch, num_local_shards: int) -> None:
-        """Counts a batch of this process; those of other processes have the same shape."""
-        grad_accum_steps, rows, tokens = batch.tokens.shape
-        factor = self._run.data.num_batch_shards * grad_accum_steps / num_local_shards
-        clips, frames = 0, 0
-        if batch.waveform is not None:
-            clips, frames = batch.waveform.shape[1], batch.waveform.shape[2] // HOP_LENGTH
-        parts = forward_flops(self._run.model_config, rows, tokens, clips, frames)
+        """Counts a batch of this process, without its padding; other processes' shares are taken to
+        be alike."""
+        factor = self._run.data.num_batch_shards / num_local_shards
+        ids = np.asarray(batch.segment_ids).reshape(-1, batch.segment_ids.shape[-1])
+        rows = np.broadcast_to(np.arange(len(ids))[:, None], ids.shape)
+        records = np.unique(np.stack([rows[ids > 0], ids[ids > 0]]), axis=1, return_counts=True)[1]
+        frames = np.zeros(0, int) if batch.num_frames is None else np.asarray(batch.num_frames)
+        targets = int(np.count_nonzero(batch.loss_weights))
+        parts = useful_flops(
+            self._run.model_config, records.tolist(), frames[frames > 0].tolist(), targets
+        )
         self._flops += factor * training_flops(parts, self._fractions)
-        self._padded_tokens += batch.tokens.size
-        self._real_tokens += int(np.count_nonzero(batch.segment_ids))
+        self._padded_tokens += factor * ids.size
+        self._real_tokens += factor * int(records.sum())
+        self._audio_seconds += factor * 0.01 * int(frames.sum())
 
     def step(self, step: int, data_wait: float) -> None:
         """Counts a finished step; `data_wait` seconds of it were spent waiting for data."""
@@ -86,7 +90,7 @@ class Report:
 
     def log(self, step: int, values: dict[str, float]) -> dict[str, float]:
         """Prints and writes a step's metrics, with the speeds since the last call; returns all."""
-        speeds = self._speeds(values)
+        speeds = self._speeds()
         self._reset()
         self.losses.append(values["loss"])
         shown: dict[str, float] = {
@@ -106,12 +110,12 @@ class Report:
         self._print_line(step, values)
         self._writer.write(step, values)
 
-    def _speeds(self, values: dict[str, float]) -> dict[str, float]:
+    def _speeds(self) -> dict[str, float]:
         elapsed = time.perf_counter() - self._since
         speeds = {
             "steps_per_second": self._steps / elapsed,
-            "audio_seconds_per_second": values["audio_seconds"] * self._steps / elapsed,
-            "tokens_per_second": values["tokens"] * self._steps / elapsed,
+            "audio_seconds_per_second": self._audio_seconds / elapsed,
+            "tokens_per_second": self._real_tokens / elapsed,
             "data_wait": self._data_wait / elapsed,
             "padding": 1 - self._real_tokens / max(self._padded_tokens, 1),
             "teraflops_per_second": self._flops / elapsed / 1e12,
@@ -130,6 +134,10 @@ class Report:
             return
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         self._bar.console.print(f"step {step:>6}  {numbers}  {tail}", highlight=False)
+
+    def upload(self) -> None:
+        """Copies the metrics files into object storage, if the output is there."""
+        self._writer.upload()
 
     def close(self) -> None:
         self._writer.close()

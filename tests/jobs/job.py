@@ -33,35 +33,18 @@ class Job:
         self.recipe = self.output.with_suffix(".yaml")
         self.recipe.write_text(yaml.safe_dump(settings))
         self.processes, self.devices = processes, devices
+        self.output_dir = str(self.output)
+        """Where the run writes, if that is not a local directory."""
 
     def start(
         self, *overrides: str, per_process: Sequence[Sequence[str]] = ()
     ) -> list[subprocess.Popen]:
         """Starts all processes; `per_process` are overrides of each."""
         command = [sys.executable, "-m", "qa_jax.cli", "train", "--config", str(self.recipe)]
-        with socket.socket() as probe:
-            probe.bind(("localhost", 0))
-            address = f"localhost:{probe.getsockname()[1]}"
-        flags = f"--xla_force_host_platform_device_count={self.devices}"
-        environment = {**os.environ, "XLA_FLAGS": f"{flags} --xla_backend_optimization_level=0"}
-        started = []
-        for i in range(self.processes):
-            if self.processes > 1:
-                environment |= {
-                    "JAX_COORDINATOR_ADDRESS": address,
-                    "JAX_NUM_PROCESSES": str(self.processes),
-                    "JAX_PROCESS_ID": str(i),
-                }
-            started.append(
-                subprocess.Popen(
-                    [*command, *overrides, *(per_process[i] if per_process else ())],
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                    env=dict(environment),
-                )
-            )
-        return started
+        command.append(f"--train.output_dir={self.output_dir}")
+        more = per_process or [()] * self.processes
+        commands = [[*command, *overrides, *own] for own in more]
+        return start_processes(commands, self.processes, self.devices)
 
     def run(self, *overrides: str, code: int = 0) -> str:
         """Runs to the end; returns the first process's output."""
@@ -71,12 +54,42 @@ class Job:
         return outputs[0]
 
     def losses(self) -> list[float]:
-        return [row["loss"] for row in read_metrics(self.output / "metrics.jsonl")]
+        return [row["loss"] for row in read_metrics(f"{self.output_dir}/metrics.jsonl")]
 
     def params(self) -> dict[tuple[str, ...], np.ndarray]:
-        config = checkpoint.read_config(self.output)
-        found = flatten_dict(checkpoint.load_params(self.output, config))
+        config = checkpoint.read_config(self.output_dir)
+        found = flatten_dict(checkpoint.load_params(self.output_dir, config))
         return {path: np.asarray(x) for path, x in found.items()}
+
+
+def start_processes(
+    command: Sequence[str] | Sequence[Sequence[str]], processes: int, devices: int
+) -> list[subprocess.Popen]:
+    """One command, or one for each process, joined over loopback."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    environment = {**os.environ, "XLA_FLAGS": f"{flags} --xla_backend_optimization_level=0"}
+    started = []
+    for i in range(processes):
+        if processes > 1:
+            environment |= {
+                "JAX_COORDINATOR_ADDRESS": address,
+                "JAX_NUM_PROCESSES": str(processes),
+                "JAX_PROCESS_ID": str(i),
+            }
+        one = command if isinstance(command[0], str) else command[i]
+        started.append(
+            subprocess.Popen(
+                list(map(str, one)),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=dict(environment),
+            )
+        )
+    return started
 
 
 def wait_for_steps(process: subprocess.Popen, count: int) -> int:

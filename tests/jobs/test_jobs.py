@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import soundfile
 
 from qa_jax import checkpoint
 from qa_jax.terminal import RESTART
-from tests.jobs.job import Job, close, same_bits, wait_for_steps
+from tests.jobs.job import Job, close, same_bits, start_processes, wait_for_steps
 from tests.runs import at
 
 KILLS = int(os.environ.get("QA_JAX_KILLS", "1"))
@@ -189,3 +191,36 @@ def test_a_lost_process_ends_the_others(job_settings: dict, tmp_path: Path) -> N
     assert started[0].returncode in (RESTART, -signal.SIGABRT), output
     if started[0].returncode == RESTART:
         assert "the same command resumes from the last checkpoint" in output
+
+
+@pytest.mark.jobs
+def test_selftest_of_several_processes(tmp_path: Path) -> None:
+    """As on a pod, a process a host: it passes, and names the host and device that disagrees."""
+    processes = start_processes(
+        [sys.executable, "-m", "qa_jax.cli", "selftest", "--directory", str(tmp_path)], 2, 2
+    )
+    outputs = [p.communicate(timeout=600)[0] for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], outputs
+    assert "all checks passed" in outputs[0] and "FAIL" not in outputs[0]
+    assert "mesh 1x4x1 against one device" in outputs[0]
+    assert "a checkpoint restored on other meshes" in outputs[0]
+    broken = (
+        "import sys, jax\nfrom qa_jax import cli\nfrom qa_jax.selftest import checks\n"
+        "plain = checks.SmallModel.devices\n"
+        "def devices(self):\n"
+        "    if jax.process_index() == 1:\n"
+        "        self.params['decoder']['norm']['scale'] *= 2\n"
+        "    return plain(self)\n"
+        "checks.SmallModel.devices = devices\n"
+        "checks.meshes = lambda n: []\n"
+        "for name in ('bucket', 'single_row', 'cached', 'packed', 'unrolled', 'recomputed',"
+        " 'accumulated', 'bfloat16'):\n"
+        "    setattr(checks.SmallModel, name, lambda self: 0.0)\n"
+        "sys.exit(cli.main(['selftest']))\n"
+    )
+    processes = start_processes([sys.executable, "-c", broken], 2, 2)
+    outputs = [p.communicate(timeout=600)[0] for p in processes]
+    assert [p.returncode for p in processes] == [1, 1], outputs
+    (failed,) = [line for line in outputs[0].splitlines() if line.startswith("FAIL")]
+    assert "every device computes the same bits" in failed
+    assert re.search(r"largest: process [01] on \S+, cpu:\d", failed), failed

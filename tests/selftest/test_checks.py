@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from qa_jax import selftest
 from qa_jax.cli import main
 from qa_jax.model import Qwen2Audio
+from qa_jax.selftest.checks import kernel_error
+from qa_jax.selftest.small_model import SmallModel
 
 
 def test_it_passes_on_eight_devices(capsys: pytest.CaptureFixture) -> None:
@@ -26,9 +27,9 @@ def test_it_fails_where_records_see_one_another(monkeypatch: pytest.MonkeyPatch)
         return call(self, tokens, segments > 0, *rest, **named)
 
     monkeypatch.setattr(Qwen2Audio, "__call__", as_one)
-    assert selftest._SmallModel().packed() > 1e-3
+    assert SmallModel().packed() > 1e-3
 
 
 def test_kernels_are_checked() -> None:
     """What accelerators are asked, here with the TPU's kernel interpreted."""
-    assert 0 < selftest.kernel_error("splash") < 2e-2
+    assert 0 < kernel_error("splash") < 2e-2

@@ -1,0 +1,160 @@
+"""Training from and to object storage, with faults: an emulator on loopback answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from qa_jax import checkpoint
+from qa_jax.data.audio import clip_num_samples, load_audio
+from qa_jax.data.manifest import read_manifest
+from qa_jax.data.shard import shard
+from qa_jax.errors import InputError
+from qa_jax.paths import as_path, join, parent, read_bytes
+from qa_jax.train.metrics import read_metrics
+from qa_jax.train.run import prepare
+from tests.jobs.job import Job, same_bits, wait_for_steps
+from tests.runs import at, config
+from tests.storage.emulator import Emulator, emulator
+
+KILLS = int(os.environ.get("QA_JAX_KILLS", "1"))
+
+
+@pytest.fixture
+def storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Emulator]]:
+    """An emulator that answers every seventh request with 503."""
+    pytest.importorskip("gcsfs", reason="gcsfs is not installed")
+    with emulator(fail_every=7) as (found, environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        yield found
+
+
+def put(storage: type[Emulator], directory: Path, name: str) -> str:
+    """Copies a local directory into the bucket."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            key = f"{name}/{path.relative_to(directory).as_posix()}"
+            storage.objects[key] = (path.read_bytes(), 1)
+    return f"gs://test/{name}"
+
+
+@pytest.mark.jobs
+@pytest.mark.parametrize("processes", [1, 2])
+def test_training_in_object_storage(
+    storage: type[Emulator], job_settings: dict, tmp_path: Path, processes: int
+) -> None:
+    """Shards, tokenizer, checkpoints and metrics in a bucket, kill -9 at random moments: the end is
+    that of a run on local files, bit for bit."""
+    job_settings["train"] |= {"steps": 8, "save_every": 4, "max_to_keep": 2}
+    job_settings["mesh"]["fsdp"] = processes
+    straight = Job(at(job_settings, tmp_path / "straight"), processes)
+    straight.run()
+    shard(job_settings["data"]["train"], tmp_path / "shards")
+    data = put(storage, tmp_path / "shards", "shards")
+    tokenizer = put(storage, Path(job_settings["data"]["tokenizer"]), "tokenizer")
+    remote = {"train": f"{data}/manifest.jsonl", "tokenizer": tokenizer}
+    recipe = at(job_settings, tmp_path / "recipe", data=remote)
+    job = Job(recipe, processes)
+    job.output_dir = "gs://test/run"
+    rng = random.Random(processes)
+    for _ in range(KILLS):
+        started = job.start()
+        wait_for_steps(started[0], rng.randint(1, 3))
+        time.sleep(rng.uniform(0, 0.5))
+        rng.choice(started).kill()
+        for process in started:
+            process.kill()
+            process.communicate()
+    job.run()
+    assert not (tmp_path / "gs:").exists() and not Path("gs:").exists()
+    assert same_bits(job.params(), straight.params())
+    assert job.losses() == straight.losses()
+    names = {name.partition("/")[2] for name in storage.objects if name.startswith("run/")}
+    assert {"config.yaml", "run.yaml", "metrics.jsonl", "sentencepiece.model"} <= names
+    assert any(name.startswith("tensorboard/") for name in names)
+    assert storage.requests > 100
+
+
+@pytest.mark.jobs
+def test_readers_during_saves(job_settings: dict, tmp_path: Path) -> None:
+    """Readers that start during a training's saves: every save is whole, every reader right."""
+    job_settings["train"] |= {"steps": 40, "save_every": 1, "max_to_keep": 40}
+    job_settings["mesh"]["fsdp"] = 1
+    job = Job(at(job_settings, tmp_path / "run"), 1)
+    (started,) = job.start()
+    wait_for_steps(started, 2)
+    code = (
+        "import sys, numpy as np, jax\nfrom qa_jax import checkpoint\nd = sys.argv[1]\n"
+        "for _ in range(25):\n"
+        "    p = checkpoint.load_params(d, checkpoint.read_config(d))\n"
+        "    assert all(np.isfinite(x).all() for x in jax.tree.leaves(p))\n"
+    )
+    readers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(job.output)],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "XLA_FLAGS": ""},
+        )
+        for _ in range(4)
+    ]
+    errors = [reader.communicate(timeout=300)[1] for reader in readers]
+    output = started.communicate(timeout=300)[0]
+    assert started.returncode == 0, output
+    assert all(reader.returncode == 0 for reader in readers), errors
+    assert checkpoint.all_steps(job.output) == list(range(1, 41))
+
+
+def test_data_in_object_storage(
+    storage: type[Emulator], settings: dict, audio_files: Path, tmp_path: Path
+) -> None:
+    """A manifest with its clips beside it, and one request for each clip that is read."""
+    shutil.copy(audio_files / "0.wav", tmp_path / "a.wav")
+    (tmp_path / "train.jsonl").write_text(json.dumps({"audio": "a.wav", "text": "seven"}) + "\n")
+    remote = put(storage, tmp_path, "data")
+    (record,) = read_manifest(f"{remote}/train.jsonl")
+    assert record.base == remote and record.source == f"{remote}/train.jsonl:1"
+    assert clip_num_samples("a.wav", record.base) == clip_num_samples(audio_files / "0.wav")
+    storage.fail_every, before = 0, storage.requests
+    loaded = load_audio("a.wav", base=record.base)
+    assert storage.requests - before <= 2
+    np.testing.assert_array_equal(loaded, load_audio(audio_files / "0.wav"))
+    with pytest.raises(InputError, match=r"gs://test/data/b\.wav: no such file"):
+        load_audio("b.wav", base=record.base)
+    with pytest.raises(InputError, match=r"gs://test/none\.jsonl: not readable"):
+        read_manifest("gs://test/none.jsonl")
+
+
+def test_other_object_storage_is_data_only(settings: dict, tmp_path: Path) -> None:
+    """s3:// is refused as output before anything starts; data is read through fsspec, here its
+    file system in memory."""
+    import fsspec
+
+    with pytest.raises(InputError, match=r"s3://bucket/run: s3:// is not supported here"):
+        prepare(config(settings, "--train.output_dir=s3://bucket/run", "--mesh.fsdp=-1"))
+    memory = fsspec.filesystem("memory")
+    with memory.open("memory://bucket/a.wav", "wb") as file:
+        soundfile.write(file, np.zeros(16_000, np.float32), 16_000, format="WAV")
+    assert load_audio("a.wav", base="memory://bucket").shape == (16_000,)
+
+
+def test_paths() -> None:
+    assert isinstance(as_path("runs/a"), Path) and as_path("file:///a/b") == Path("/a/b")
+    assert join("gs://b/x", "a.wav") == "gs://b/x/a.wav" and join("gs://b/x", "/a.wav") == "/a.wav"
+    assert join("/data", "gs://b/a.wav") == "gs://b/a.wav" and join("/data", "/a.wav") == "/a.wav"
+    assert parent("gs://b/x/m.jsonl") == "gs://b/x" and parent("x/m.jsonl") == "x"
+    with pytest.raises(FileNotFoundError):
+        read_bytes("none")
+    assert read_metrics("none/metrics.jsonl") == []
