@@ -104,8 +104,7 @@ class SafetensorsDir:
         if length > size:
             raise ValueError(f"declares {length} bytes in a file of {size}")
         data = read_range(file, 0, 8 + length)
-        _check_header(file, data, size)
-        header = json.loads(data[8:])
+        header, found = json.loads(data[8:]), len(problems)
         start = 8 + length
         for raw_name, entry in header.items():
             if raw_name == "__metadata__":
@@ -123,6 +122,8 @@ class SafetensorsDir:
                 problems.append(f"{raw_name}: found twice, in {file.name} too")
             else:
                 self._entries[name] = file, start + begin, dtype, shape
+        if len(problems) == found:
+            _check_header(file, data, size)
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
