@@ -177,7 +177,7 @@ class CheckpointManager:
         return ""
 
     def set_aside(self, step: int, folder: str) -> None:
-        """Moves a step to DIR/`folder`, where it is not a checkpoint of this directory any more."""
+        """Puts a step into DIR/`folder`, where it is no checkpoint of this directory any more."""
         barrier("setting aside")
         if is_main_process():
             destination = self.directory / folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 import traceback
 from typing import NoReturn
 
@@ -58,12 +59,10 @@ def run(arguments: argparse.Namespace) -> int:
         if jax.process_count() == 1:
             raise
         traceback.print_exc()
-        text = " ".join(str(error).split())
-        leave(
-            f"error: process {jax.process_index()} failed, or lost another process or its "
-            f"devices ({text[:300]}); the same command resumes from the last checkpoint",
-            RESTART,
-        )
+        text = f"{' '.join(str(error).split())[:300]}; the same command resumes from the last save"
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            leave(f"error: lost another process, or the devices ({text})", RESTART)
+        leave(f"error: process {jax.process_index()} failed ({text})", 1)
     print(f"step {config.train.steps}: loss {metrics['loss']:.4f}, in {config.train.output_dir}")
     return 0
 
@@ -71,7 +70,11 @@ def run(arguments: argparse.Namespace) -> int:
 def leave(message: str, code: int) -> NoReturn:
     """Ends this process of several at once: a usual exit waits minutes for the other processes,
     which may be gone, or wait for this one."""
+    from qa_jax.parallel import is_main_process
+
     print(message, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
+    if is_main_process():
+        time.sleep(2)  # the others would be aborted, for their coordinator is in this process
     os._exit(code)

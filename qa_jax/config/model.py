@@ -84,7 +84,8 @@ class ModelConfig:
             (JAX's Pallas kernel for TPUs; bfloat16 self-attention, otherwise chunked), ``cudnn``
             (NVIDIA GPUs), or ``auto``: splash on TPUs, otherwise chunked.
         unroll_layers: compile the layers one by one instead of as a scanned loop: slower to
-            compile, a little faster to run for few layers.
+            compile, a little faster to run for few layers. Without effect where remat recomputes,
+            which saves memory only in a loop.
         conv_init_scale: scale of the initial convolution kernels.
         position_init_scale: scale of the initial position table.
     """

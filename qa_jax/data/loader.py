@@ -8,6 +8,7 @@ batch. Each process reads the audio of its own rows only.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -266,10 +267,11 @@ class TrainDataset:
         plan = [(bucket, members.tolist()) for bucket, members in self._epoch(epoch)]
         return {
             "the number of usable records": str(len(self.examples)),
-            "the digest of the records": self.records_digest(),
+            "the digest of the records": self.records_digest,
             f"the digest of epoch {epoch}'s batches": _digest(plan),
         }
 
+    @functools.cached_property
     def records_digest(self) -> str:
         """A digest of all records, wherever their manifest is."""
         return _digest(

@@ -78,9 +78,9 @@ def scan(
         return body(nnx.merge(graphdef, params), carry, x)
 
     if remat != "none":
-        # XLA cannot merge the recomputation with the original inside a scan: no barrier is needed.
-        # Without the loop it would, and keep what should be recomputed.
-        step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=unroll)
+        # XLA cannot merge the recomputation with the original inside a loop: no barrier is needed.
+        # Unrolled, it would recompute all layers at once, and save no memory.
+        step, unroll = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=False), False
     first = jax.tree.leaves(params, is_leaf=_is_tuple)[0]
     if _is_tuple(first):
         outputs = []

@@ -190,7 +190,8 @@ def test_a_lost_process_ends_the_others(job_settings: dict, tmp_path: Path) -> N
     started[1].communicate()
     assert started[0].returncode in (RESTART, -signal.SIGABRT), output
     if started[0].returncode == RESTART:
-        assert "the same command resumes from the last checkpoint" in output
+        assert "error: lost another process" in output
+        assert "the same command resumes from the last save" in output
 
 
 @pytest.mark.jobs
