@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import functools
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qa_jax.errors import InputError
-from qa_jax.paths import PathLike, as_path, join
+from qa_jax.paths import PathLike, is_remote, join
 
 if TYPE_CHECKING:
     from grain.sources import ArrayRecordDataSource
@@ -33,11 +34,12 @@ def read_shard_clip(clip: str, base: PathLike) -> bytes:
     """The bytes of a clip's audio file; raises InputError for a missing shard or record."""
     match = _match(clip)
     path = join(base, match["file"])
+    # One in object storage is looked for when it is opened: each look is a request.
+    if not is_remote(path) and not Path(path).is_file():
+        raise InputError(path, "no such shard", "keep the sharded manifest and its shards together")
     try:
         return _reader(path)[int(match["index"])]
-    except InputError:
-        raise
-    except (IndexError, RuntimeError, ValueError) as error:
+    except (IndexError, OSError, RuntimeError, ValueError) as error:
         text = " ".join(str(error).split())
         source = f"{path}#{match['index']}"
         raise InputError(source, f"no such record ({text})", "shard the manifest again") from None
@@ -53,6 +55,4 @@ def _match(clip: str) -> re.Match[str]:
 def _reader(path: str) -> ArrayRecordDataSource:
     from grain.sources import ArrayRecordDataSource
 
-    if not as_path(path).exists():
-        raise InputError(path, "no such shard", "keep the sharded manifest and its shards together")
     return ArrayRecordDataSource([path])

@@ -42,7 +42,7 @@ from qa_jax.parallel import (
 )
 from qa_jax.paths import as_path, remove_tree
 from qa_jax.train.objectives import next_token_loss
-from qa_jax.typing import AnyArray, Params, PyTree
+from qa_jax.typing import AnyArray, Float, Params, PyTree
 
 _FRAMES, _BUCKET = 150, 204
 
@@ -173,7 +173,7 @@ class SmallModel:
         n = int(num_audio_tokens(self.num_frames[0]))
         return _error(short[:, :n], whole[:, :n])
 
-    def logits(self, batch: TrainBatch) -> np.ndarray:
+    def logits(self, batch: TrainBatch) -> Float[np.ndarray, "B T V"]:
         bound = bind(Qwen2Audio(self.config))
 
         def run(params: Params, b: TrainBatch) -> jax.Array:
