@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,10 @@ from qa_jax.parallel import barrier, gather_texts, is_main_process
 from qa_jax.paths import PathLike, as_path, is_remote
 from qa_jax.typing import Params, PyTree
 
+_LOST = re.compile(
+    r"gloo|nccl|coordination service|heartbeat|connection (reset|closed) by peer", re.IGNORECASE
+)
+"""Errors of a lost process, which Orbax's threads raise as other types."""
 _StorageOptions = ocp.options.ArrayOptions.Saving.StorageOptions
 
 
@@ -125,9 +130,10 @@ class CheckpointManager:
     def _handle_errors(self, step: int) -> Iterator[None]:
         try:
             yield
-        except jax.errors.JaxRuntimeError:  # of the devices or of another process, not of storage
-            raise
         except (OSError, ValueError, RuntimeError) as error:
+            if isinstance(error, jax.errors.JaxRuntimeError) or _LOST.search(str(error)):
+                # Of the devices or of another process, not of storage.
+                raise jax.errors.JaxRuntimeError(" ".join(str(error).split())) from error
             good = [s for s in self.all_steps() if s != step]
             last = f"the last good one is step {good[-1]}" if good else "there is none before"
             text = " ".join(str(error).split())

@@ -238,7 +238,8 @@ def test_steps_are_those_of_trl(case: str, tmp_path: Path) -> None:
     found = run_qa_jax(base, data, settings)
     if case == "sigmoid":
         assert found["log"][0]["loss"] == pytest.approx(math.log(2), rel=1e-6)
-    scale = max(abs(row["rewards/chosen"]) for row in expected["log"])
+    rewards = ("rewards/chosen", "rewards/rejected")
+    scale = max(abs(row[name]) for row in expected["log"] for name in rewards)
     for actual, other in zip(found["log"], expected["log"], strict=True):
         assert actual["loss"] == pytest.approx(other["loss"], rel=1e-4)
         # In the first step policy and reference are one, and rounding decides.
