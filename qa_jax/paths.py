@@ -74,6 +74,17 @@ def read_bytes(path: PathLike) -> bytes:
     return _filesystem(scheme_of(path)).cat_file(os.fspath(path))
 
 
+def write_whole(path: AnyPath, text: str) -> None:
+    """Writes a small file so that it is never seen half: renamed when it is complete, as an object
+    in storage, which cannot be renamed, appears by itself."""
+    if is_remote(path):
+        path.write_text(text)
+        return
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
 def read_range(path: PathLike, start: int, end: int) -> bytes:
     """Bytes of a file from `start` to `end`, or to its end if that comes first."""
     if is_remote(path):

@@ -6,7 +6,6 @@ Local files are read once for their CRC-32. Object storage tells its own checksu
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +14,7 @@ import jax
 
 from qa_jax.checkpoint.directory import STEPS
 from qa_jax.errors import InputError
-from qa_jax.paths import AnyPath, is_remote, list_files
+from qa_jax.paths import AnyPath, is_remote, list_files, write_whole
 
 CHECKSUMS = "checksums"
 Checksum = list[int | str]
@@ -33,12 +32,7 @@ def write_checksums(directory: AnyPath, step: int) -> None:
     found = _checksums(root, _files(root))
     path = checksum_file(directory, step)
     path.parent.mkdir(exist_ok=True)
-    if is_remote(directory):
-        path.write_text(json.dumps(found))  # an object appears when it is complete
-        return
-    partial = path.with_name(f".{step}.partial")
-    partial.write_text(json.dumps(found))
-    os.replace(partial, path)
+    write_whole(path, json.dumps(found))
 
 
 def delete_stale_checksums(directory: AnyPath) -> None:

@@ -17,7 +17,7 @@ import os
 import yaml
 
 from qa_jax.config import JsonDict, ModelConfig, parse, read_yaml, to_dict
-from qa_jax.paths import AnyPath, PathLike, as_path, is_remote
+from qa_jax.paths import AnyPath, PathLike, as_path, write_whole
 
 CONFIG_FILE = "config.yaml"
 STEPS = "checkpoints"
@@ -64,13 +64,7 @@ def write_config(
     root = as_path(directory)
     root.mkdir(parents=True, exist_ok=True)
     copy_tokenizer_files(tokenizer_dir, root)
-    text = yaml.safe_dump(raw, sort_keys=False)
-    if is_remote(root):
-        (root / name).write_text(text)  # an object appears when it is complete
-        return
-    partial = root / f".{name}.partial"
-    partial.write_text(text)
-    os.replace(partial, root / name)
+    write_whole(root / name, yaml.safe_dump(raw, sort_keys=False))
 
 
 def copy_tokenizer_files(source: PathLike | None, directory: AnyPath) -> None:

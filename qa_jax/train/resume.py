@@ -9,7 +9,7 @@ import yaml
 from qa_jax.checkpoint import all_steps
 from qa_jax.config import JsonDict, RunConfig, read_yaml, to_dict
 from qa_jax.errors import InputError
-from qa_jax.paths import as_path, is_remote
+from qa_jax.paths import as_path, write_whole
 
 RUN_FILE = "run.yaml"
 
@@ -29,12 +29,7 @@ def write_run(config: RunConfig, records: str) -> None:
     """Writes a run's settings and the digest of its records into its output directory."""
     path = as_path(config.train.output_dir) / RUN_FILE
     text = yaml.safe_dump({**to_dict(config), _RECORDS: records}, sort_keys=False)
-    if is_remote(path):
-        path.write_text(text)
-        return
-    partial = path.with_name(f".{RUN_FILE}.partial")
-    partial.write_text(text)
-    partial.replace(path)
+    write_whole(path, text)
 
 
 def changed_settings(config: RunConfig, records: str) -> list[str]:
