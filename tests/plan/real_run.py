@@ -23,7 +23,7 @@ from qa_jax.train.run import make_models
 from qa_jax.train.step import TrainState
 from qa_jax.trees import partition
 
-FRAMES, ROWS, TOKENS = 1004, 8, 640
+FRAMES, ROWS, TOKENS = 504, 4, 320
 
 
 def resident(field: str) -> int:
