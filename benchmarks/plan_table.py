@@ -2,8 +2,9 @@
 
     python benchmarks/plan_table.py [--quick] [RECIPE ...]
 
-Needs the [tpu] extra and no TPU; about five minutes per line, or two with --quick. Replaces the
-lines of the named recipes, or all.
+Needs the [tpu] extra and no TPU; about ten minutes per line, or four with --quick, since each is
+compiled with and without the options of `train.xla_flags`. Replaces the lines of the named recipes,
+or all.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def recipe(rows: int) -> RunConfig:
     return load_run_config(ROOT / "configs" / "hardware" / "v5e-16.yaml", overrides)
 
 
-def row(name: str, plan: Plan) -> str:
+def row(name: str, plan: Plan, without: Plan) -> str:
     gib = {name: size / 2**30 for name, size in plan.bytes_per_chip.items()}
     s, sent = plan.shapes, sum(plan.network_bytes_per_chip.values()) / 2**30
     state = gib["parameters"] + gib["optimizer"]
@@ -51,6 +52,10 @@ def row(name: str, plan: Plan) -> str:
         f"| {sum(gib.values()):.1f} / {plan.hbm_bytes_per_chip / 2**30:.0f} | {sent:.0f} "
         + " ".join(f"| {plan.seconds[k]:.2f}" for k in ("compute", "memory", "network"))
         + f" | {plan.bound} | {plan.mfu_bound:.0%} | "
+        + (f"{plan.predicted_seconds:.2f}" if plan.predicted else "")
+        + " | "
+        + " | ".join(f"{x.mfu_predicted:.0%}" if x.predicted else "" for x in (without, plan))
+        + " | "
         + (f"{plan.compile_seconds:.0f} s |" if plan.compiled else "analytic |")
     )
 
@@ -62,14 +67,18 @@ def main() -> None:
     arguments = parser.parse_args()
     table = [
         "| recipe | topology | remat | rows x tokens | 30 s clips | state, GiB | total, GiB "
-        "| sent, GiB | compute, s | memory, s | network, s | bound | MFU bound | compile time |",
-        "|" + "---|" * 14,
+        "| sent, GiB | compute, s | memory, s | network, s | bound | MFU bound | predicted, s "
+        "| MFU predicted without options | MFU predicted | compile time |",
+        "|" + "---|" * 17,
     ]
     for name in arguments.names:
-        config = load_run_config(ROOT / "configs" / "hardware" / f"{name}.yaml")
-        plan = make_plan(config, find_target(HARDWARE[name]), quick=arguments.quick)
+        path, target = ROOT / "configs" / "hardware" / f"{name}.yaml", find_target(HARDWARE[name])
+        plan, without = (
+            make_plan(load_run_config(path, overrides), target, quick=arguments.quick)
+            for overrides in ([], ["--train.xla_flags=default"])
+        )
         unfit = f"| {name} | {plan.topology} | does not fit: {plan.problem} |"
-        table.append(row(name, plan) if plan.fits else unfit)
+        table.append(row(name, plan, without) if plan.fits else unfit)
         print(table[-1], flush=True)
         write(table[:2], {name: table[-1]})
 

@@ -53,5 +53,5 @@ class TrainConfig:
     keep_period: int = 0
     max_skipped_steps: int = 0
     compile_cache_dir: str = ""
-    xla_flags: Literal["default", "tuned"] = "default"
+    xla_flags: Literal["default", "tuned"] = "tuned"
     profile: tuple[int, int] | None = None

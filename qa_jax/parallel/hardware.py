@@ -17,12 +17,15 @@ class Chip(NamedTuple):
         bandwidth: memory bandwidth in bytes per second.
         ici_bandwidth: bytes per second sent over all of its chip-to-chip links together (ICI or
             NVLink).
+        clock: of a TPU's cores, in hertz: `flops` over the operations of its matrix units in a
+            cycle. 0 where no compiler's cycles are read.
     """
 
     flops: float
     memory: int
     bandwidth: float
     ici_bandwidth: float
+    clock: float = 0.0
 
 
 _GIB = 2**30
@@ -30,13 +33,13 @@ _GIB = 2**30
 # docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, tpu7x; NVIDIA's data sheets of
 # A100, H100, H200, L4, L40S and RTX 4090 (the last three are linked by PCI Express).
 CHIPS = {
-    "TPU v4": Chip(275e12, 32 * _GIB, 1228e9, 300e9),
-    "TPU v5 lite": Chip(197e12, 16 * _GIB, 819e9, 200e9),
-    "TPU v5e": Chip(197e12, 16 * _GIB, 819e9, 200e9),
-    "TPU v5": Chip(459e12, 95 * _GIB, 2765e9, 600e9),
-    "TPU v5p": Chip(459e12, 95 * _GIB, 2765e9, 600e9),
-    "TPU v6e": Chip(918e12, 32 * _GIB, 1640e9, 448e9),
-    "TPU v6": Chip(918e12, 32 * _GIB, 1640e9, 448e9),
+    "TPU v4": Chip(275e12, 32 * _GIB, 1228e9, 300e9, 1.05e9),
+    "TPU v5 lite": Chip(197e12, 16 * _GIB, 819e9, 200e9, 1.5e9),
+    "TPU v5e": Chip(197e12, 16 * _GIB, 819e9, 200e9, 1.5e9),
+    "TPU v5": Chip(459e12, 95 * _GIB, 2765e9, 600e9, 1.75e9),
+    "TPU v5p": Chip(459e12, 95 * _GIB, 2765e9, 600e9, 1.75e9),
+    "TPU v6e": Chip(918e12, 32 * _GIB, 1640e9, 448e9, 1.75e9),
+    "TPU v6": Chip(918e12, 32 * _GIB, 1640e9, 448e9, 1.75e9),
     "TPU7x": Chip(2307e12, 192 * _GIB, 7380e9, 1200e9),
     "NVIDIA A100": Chip(312e12, 80 * 10**9, 2039e9, 300e9),
     "NVIDIA H100": Chip(989e12, 80 * 10**9, 3350e9, 450e9),

@@ -21,6 +21,7 @@ from qa_jax.model.flops import (
     training_flops,
 )
 from qa_jax.parallel.hardware import Chip
+from qa_jax.plan.cycles import Operation, seconds_by_kind
 from qa_jax.train.models import PolicyModels
 from qa_jax.train.objectives import make_objective, objective_class
 from qa_jax.train.optimizer import make_trainable_mask
@@ -84,7 +85,12 @@ class Plan:
         seconds: least time of a step for `compute` (with recomputation), `memory` and `network`.
         bound: the largest of the three.
         mfu_bound: the highest possible MFU, at that time.
-        tokens_per_chip_day, audio_hours_per_chip_day: at that time, with full batches.
+        predicted: seconds of a step by kind of operation, from the cycles that the TPU compiler
+            estimates: see qa_jax.plan.cycles. Empty if not compiled.
+        mfu_predicted: MFU at their sum.
+        costliest: the ten operations that take most of it.
+        tokens_per_chip_day, audio_hours_per_chip_day: at the predicted time, or else at the bound,
+            with full batches.
         compile_seconds: compilation time.
         problem: why it does not fit.
     """
@@ -104,6 +110,9 @@ class Plan:
     seconds: dict[str, float] = field(default_factory=dict)
     bound: str = ""
     mfu_bound: float = 0.0
+    predicted: dict[str, float] = field(default_factory=dict)
+    mfu_predicted: float = 0.0
+    costliest: list[Operation] = field(default_factory=list)
     tokens_per_chip_day: float = 0.0
     audio_hours_per_chip_day: float = 0.0
     compile_seconds: float = 0.0
@@ -111,13 +120,29 @@ class Plan:
 
     def to_dict(self) -> JsonDict:
         """For JSON."""
-        return dataclasses.asdict(self) | {"shapes": self.shapes._asdict()}
+        costliest = [operation._asdict() for operation in self.costliest]
+        return dataclasses.asdict(self) | {"shapes": self.shapes._asdict(), "costliest": costliest}
 
     def set_times(self, seconds: dict[str, float], chip: Chip) -> None:
         """Sets the times of the three resources, and what follows from the slowest."""
         self.seconds = seconds
         self.bound, step = max(seconds.items(), key=lambda item: item[1])
         self.mfu_bound = self.flops_per_chip / (chip.flops * step)
+        self._set_rates(step)
+
+    def set_prediction(self, operations: list[Operation], chip: Chip) -> None:
+        """Sets the predicted time, and what follows from it."""
+        self.predicted, self.costliest = seconds_by_kind(operations), operations[:10]
+        step = self.predicted_seconds
+        self.mfu_predicted = self.flops_per_chip / (chip.flops * step)
+        self._set_rates(step)
+
+    @property
+    def predicted_seconds(self) -> float:
+        """Of a step; 0 if not compiled."""
+        return sum(self.predicted.values())
+
+    def _set_rates(self, step: float) -> None:
         s = self.shapes
         batches_per_day = 86_400 / step * s.grad_accum_steps / self.devices
         self.tokens_per_chip_day = batches_per_day * s.num_rows * s.num_tokens

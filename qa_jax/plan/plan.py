@@ -19,6 +19,7 @@ from qa_jax.errors import InputError
 from qa_jax.model import Qwen2Audio, count_parameters
 from qa_jax.parallel import AXES, BATCH_AXES, make_mesh, mesh_sizes, num_batch_shards
 from qa_jax.plan.collectives import bytes_by_collective
+from qa_jax.plan.cycles import predict
 from qa_jax.plan.estimate import (
     Plan,
     Shapes,
@@ -177,8 +178,11 @@ def _fill_from_compiled(
     used["temporaries"] = rest
     used["outputs"] = stats.output_size_in_bytes - stats.alias_size_in_bytes
     plan.bytes_per_chip, plan.fits, plan.problem = used, True, ""
-    plan.network_bytes_per_chip = {**bytes_by_collective(compiled.as_text() or "")}
+    text = compiled.as_text() or ""
+    plan.network_bytes_per_chip = {**bytes_by_collective(text)}
     _set_times(plan, config, target)
+    if target.chip.clock:
+        plan.set_prediction(predict(text, target.chip), target.chip)
 
 
 def _set_times(plan: Plan, config: RunConfig, target: Target) -> None:
@@ -207,10 +211,11 @@ def search(
     report: Callable[[Plan], None] = lambda _: None,
     quick: bool = False,
 ) -> Plan | None:
-    """The fastest step that fits, over batch sizes, remat policies and meshes.
+    """The step that fits and computes most tokens a day, over batch sizes, remat policies and
+    meshes.
 
-    All candidates get an analytic plan; those that may fit are compiled from the fastest on, until
-    one does. `report` is called with each compiled plan.
+    All candidates get an analytic plan; those that may fit are compiled from the fastest bound on,
+    until no bound is above the best prediction. `report` is called with each compiled plan.
     """
     candidates = []
     for candidate in _candidates(config, target):
@@ -219,14 +224,17 @@ def search(
         except InputError:
             continue
         candidates.append((plan.tokens_per_chip_day, plan.fits, candidate))
-    for _, may_fit, candidate in sorted(candidates, key=lambda x: -x[0]):
+    best: Plan | None = None
+    for at_most, may_fit, candidate in sorted(candidates, key=lambda x: -x[0]):
+        if best is not None and at_most <= best.tokens_per_chip_day:
+            break
         if not may_fit:
             continue
         plan = make_plan(candidate, target, quick=quick)
         report(plan)
-        if plan.fits:
-            return plan
-    return None
+        if plan.fits and (best is None or plan.tokens_per_chip_day > best.tokens_per_chip_day):
+            best = plan
+    return best
 
 
 def _candidates(config: RunConfig, target: Target) -> Iterator[RunConfig]:

@@ -35,8 +35,20 @@ def describe(plan: Plan) -> list[str]:
         + ", ".join(f"{name} {seconds:.3f} s" for name, seconds in plan.seconds.items())
         + f": bound by {plan.bound}, MFU at most {plan.mfu_bound:.1%}"
     )
+    if plan.predicted:
+        lines.append(
+            f"predicted by the compiler's static model {plan.predicted_seconds:.3f} s ("
+            + ", ".join(f"{kind} {seconds:.3f} s" for kind, seconds in plan.predicted.items())
+            + f"): MFU {plan.mfu_predicted:.1%}"
+        )
+        lines.append("costliest:")
+        lines += [
+            f" {x.seconds * 1e3:8.2f} ms {x.kind:<11} {x.num_executions:>3} x {x.name} ({x.source})"
+            for x in plan.costliest
+        ]
+    rate = "about" if plan.predicted else "at most"
     lines.append(
-        f"at most {plan.tokens_per_chip_day / 1e6:,.1f} million tokens and "
+        f"{rate} {plan.tokens_per_chip_day / 1e6:,.1f} million tokens and "
         f"{plan.audio_hours_per_chip_day:,.0f} hours of audio per device and day"
     )
     if plan.compiled:

@@ -65,11 +65,11 @@ def find_target(name: str, num_slices: int = 1) -> Target:
     if whole is None:
         raise InputError(name, f"{devices[0].device_kind} is unknown", "see parallel/hardware.py")
     share = chips / len(devices)
-    chip = Chip(
-        whole.flops * share,
-        int(whole.memory * share),
-        whole.bandwidth * share,
-        whole.ici_bandwidth * share,
+    chip = whole._replace(
+        flops=whole.flops * share,
+        memory=int(whole.memory * share),
+        bandwidth=whole.bandwidth * share,
+        ici_bandwidth=whole.ici_bandwidth * share,
     )
     return Target(
         name if num_slices == 1 else f"{name} x {num_slices}", devices, len(devices), chip

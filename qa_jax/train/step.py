@@ -39,7 +39,7 @@ TrainStep = Callable[..., tuple[TrainState, Metrics]]
 
 
 def jit_train_step(
-    train_step: TrainStep, state: TrainState, xla_flags: str = "default"
+    train_step: TrainStep, state: TrainState, xla_flags: str = "tuned"
 ) -> jax.stages.Wrapped:
     """The jitted step. The state is donated and returned with the same shardings.
 

@@ -21,6 +21,11 @@ def test_plan(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert plan["fits"] and plan["compiled"] and plan["devices"] == 4
     assert plan["bytes_per_chip"]["parameters"] > 0 and plan["hbm_bytes_per_chip"] == 95 * 2**30
     assert 0 < plan["mfu_bound"] < 1 and plan["bound"] in plan["seconds"]
+    # The prediction is longer than the bound of its matrix products, and tells what takes long.
+    predicted = sum(plan["predicted"].values())
+    assert predicted > plan["seconds"]["compute"] and 0 < plan["mfu_predicted"] < plan["mfu_bound"]
+    assert plan["predicted"]["products"] > 0 and plan["predicted"]["kernels"] > 0
+    assert len(plan["costliest"]) == 10 and plan["costliest"][0]["source"]
     assert plan["parameters"] > 0 and plan["flops_per_chip"] > 0 and plan["compile_seconds"] > 0
     assert cli.main([*arguments, "--topology", "h100:8"]) == 0
     assert "fits (analytic)" in capsys.readouterr().out
