@@ -158,7 +158,8 @@ def _exposed(
     """What of a computation's collectives is not hidden behind its other operations.
 
     A collective lasts from the first instruction that has a part of it to the last one, and is
-    hidden by what these and those between them compute.
+    hidden by what these and those between them compute. Two that overlap may be hidden by the same
+    computation.
     """
     spans: dict[str, tuple[int, int, Operation]] = {}
     starts: dict[str, str] = {}

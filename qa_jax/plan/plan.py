@@ -104,7 +104,7 @@ def make_plan(
     if compiled is None:
         plan.fits, plan.problem = False, problem
     else:
-        _fill_from_compiled(plan, compiled, config, target)
+        _fill_from_compiled(plan, compiled, config, target, quick)
     return plan
 
 
@@ -160,7 +160,7 @@ def _analytic_plan(
 
 
 def _fill_from_compiled(
-    plan: Plan, compiled: jax.stages.Compiled, config: RunConfig, target: Target
+    plan: Plan, compiled: jax.stages.Compiled, config: RunConfig, target: Target, quick: bool
 ) -> None:
     """Replaces analytic values by the compiler's."""
     stats: Any = compiled.memory_analysis()
@@ -181,7 +181,7 @@ def _fill_from_compiled(
     text = compiled.as_text() or ""
     plan.network_bytes_per_chip = {**bytes_by_collective(text)}
     _set_times(plan, config, target)
-    if target.chip.clock:
+    if target.chip.clock and not quick:  # with low effort the compiler makes much slower programs
         plan.set_prediction(predict(text, target.chip), target.chip)
 
 

@@ -16,7 +16,7 @@ def test_plan(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("preset: demo\ndata: {buckets: {504: 8}, packed_length: 256}\n")
     arguments = ["plan", "--config", str(recipe), "--model.dtype", "bfloat16"]
-    assert cli.main([*arguments, "--topology", "v5p:2x2x1", "--quick", "--json"]) == 0
+    assert cli.main([*arguments, "--topology", "v5p:2x2x1", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["fits"] and plan["compiled"] and plan["devices"] == 4
     assert plan["bytes_per_chip"]["parameters"] > 0 and plan["hbm_bytes_per_chip"] == 95 * 2**30
@@ -33,6 +33,7 @@ def test_plan(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert cli.main([*decode, "--quick", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["fits"] and plan["compiled"] and plan["shapes"]["num_tokens"] == 1
+    assert plan["predicted"] == {}
     # Keys and values of two rows a chip, of 256 tokens and as many to come, in all layers.
     assert plan["bytes_per_chip"]["cache"] == 2 * 2 * 2 * 512 * 4 * 32 * 2
     assert plan["network_bytes_per_chip"]["all-gather"] > 0

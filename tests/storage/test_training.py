@@ -6,12 +6,15 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import soundfile
@@ -22,6 +25,7 @@ from qa_jax.data.manifest import read_manifest
 from qa_jax.data.shard import shard
 from qa_jax.errors import InputError
 from qa_jax.paths import as_path, join, parent, read_bytes
+from qa_jax.terminal import RESTART
 from qa_jax.train.metrics import read_metrics
 from qa_jax.train.run import prepare
 from tests.jobs.job import Job, same_bits, wait_for_steps
@@ -29,6 +33,8 @@ from tests.runs import at, config
 from tests.storage.emulator import Emulator, emulator
 
 KILLS = int(os.environ.get("QA_JAX_KILLS", "1"))
+READERS = int(os.environ.get("QA_JAX_READERS", "1"))
+"""Starts of each of four commands that read a run: 25 for the whole claim."""
 
 
 @pytest.fixture
@@ -88,33 +94,51 @@ def test_training_in_object_storage(
 
 
 @pytest.mark.jobs
-def test_readers_during_saves(job_settings: dict, tmp_path: Path) -> None:
-    """Readers that start during a training's saves: every save is whole, every reader right."""
-    job_settings["train"] |= {"steps": 40, "save_every": 1, "max_to_keep": 40}
+def test_readers_during_saves(job_settings: dict, audio_files: Path, tmp_path: Path) -> None:
+    """Commands that read a run while it saves each step: every reader right, every save whole."""
+    job_settings["train"] |= {"steps": 100_000, "save_every": 1, "max_to_keep": 100_000}
     job_settings["mesh"]["fsdp"] = 1
     job = Job(at(job_settings, tmp_path / "run"), 1)
     (started,) = job.start()
     wait_for_steps(started, 2)
+    # Its output goes on, but is not read.
+    threading.Thread(target=lambda: list(started.stdout or ()), daemon=True).start()
+    model = ["--checkpoint", str(job.output), "--max-new-tokens", "2"]
+    manifest = job_settings["data"]["train"]
+    commands = [
+        ["inspect", str(job.output)],
+        ["generate", *model, "--audio", str(audio_files / "0.wav")],
+        ["evaluate", *model, manifest, "--output", str(tmp_path / "{i}.jsonl")],
+        ["convert", "to-hf", str(job.output), str(tmp_path / "hf{i}")],
+    ]
     code = (
-        "import sys, numpy as np, jax\nfrom qa_jax import checkpoint\nd = sys.argv[1]\n"
-        "for _ in range(25):\n"
-        "    p = checkpoint.load_params(d, checkpoint.read_config(d))\n"
-        "    assert all(np.isfinite(x).all() for x in jax.tree.leaves(p))\n"
+        "import sys\nfrom qa_jax.cli import main\n"
+        f"for i in range({READERS}):\n"
+        "    code = main([x.format(i=i) for x in sys.argv[1:]])\n"
+        "    if code: sys.exit(f'{sys.argv[1]}, start {i}: exit code {code}')\n"
     )
     readers = [
         subprocess.Popen(
-            [sys.executable, "-c", code, str(job.output)],
-            stderr=subprocess.PIPE,
+            [sys.executable, "-c", code, *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
             env={**os.environ, "XLA_FLAGS": ""},
         )
-        for _ in range(4)
+        for command in commands
     ]
-    errors = [reader.communicate(timeout=300)[1] for reader in readers]
-    output = started.communicate(timeout=300)[0]
-    assert started.returncode == 0, output
-    assert all(reader.returncode == 0 for reader in readers), errors
-    assert checkpoint.all_steps(job.output) == list(range(1, 41))
+    outputs = [reader.communicate()[0] for reader in readers]
+    assert [reader.returncode for reader in readers] == [0] * 4, "\n".join(outputs)
+    assert started.poll() is None, "the training ended before the readers"
+    started.send_signal(signal.SIGTERM)
+    assert started.wait(timeout=300) == RESTART
+    steps = checkpoint.all_steps(job.output)
+    assert steps == list(range(1, len(steps) + 1)) and len(steps) > READERS
+    config = checkpoint.read_config(job.output)
+    for step in steps:
+        params = checkpoint.load_params(job.output, config, step=step)
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
+    assert len(list(tmp_path.glob("hf*/model*.safetensors"))) >= READERS
 
 
 def test_data_in_object_storage(
