@@ -31,6 +31,9 @@ def initialize_distributed() -> str:
             raise
         text = " ".join(str(error).split())
         raise InputError("jax.distributed", text, "check that every process is started") from error
+    # JAX's CPU backend connects the processes in their first collective operation, for which it
+    # waits 30 s: here, where they have just met.
+    barrier("started")
     local, device = jax.local_device_count(), jax.local_devices()[0]
     return (
         f"process {jax.process_index()} of {jax.process_count()} ({found_by}) on "

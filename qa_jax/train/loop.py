@@ -24,6 +24,7 @@ from qa_jax.data.loader import BatchIterator
 from qa_jax.errors import InputError
 from qa_jax.parallel import (
     agree,
+    barrier,
     check_same,
     is_main_process,
     local_batch_shards,
@@ -169,6 +170,7 @@ def compile_steps(
             jobs.append((program, values, batch, ref_params))
     if int(state.step) < run.config.train.steps:
         compile_all(jobs, console)
+        barrier("compiled")  # the first step begins together: see initialize_distributed
     return programs
 
 

@@ -212,10 +212,11 @@ def test_selftest_of_several_processes(tmp_path: Path) -> None:
     assert "mesh 1x4x1 against one device" in outputs[0]
     assert "a checkpoint restored on other meshes" in outputs[0]
     broken = (
-        "import sys, jax\nfrom qa_jax import cli\nfrom qa_jax.selftest import checks\n"
+        "import sys, time, jax\nfrom qa_jax import cli\nfrom qa_jax.selftest import checks\n"
         "plain = checks.SmallModel.devices\n"
         "def devices(self):\n"
         "    if jax.process_index() == 1:\n"
+        "        time.sleep(35)\n"  # JAX's CPU backend waits 30 s for a process to connect
         "        norm = self.params['decoder']['norm']\n"
         "        norm['scale'] = 2 * norm['scale']\n"
         "    return plain(self)\n"
