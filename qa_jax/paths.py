@@ -85,6 +85,12 @@ def write_whole(path: AnyPath, text: str) -> None:
     partial.replace(path)
 
 
+def file_size(path: AnyPath) -> int:
+    """Bytes of a file, local or in gs://, whose paths know their length by another name."""
+    found: Any = path.stat()
+    return int(found.length if is_remote(path) else found.st_size)
+
+
 def read_range(path: PathLike, start: int, end: int) -> bytes:
     """Bytes of a file from `start` to `end`, or to its end if that comes first."""
     if is_remote(path):

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from qa_jax.config import ModelConfig, from_hf, read_json
 from qa_jax.errors import InputError
 from qa_jax.hf.table import EMBED_TOKENS, LM_HEAD, TensorSpec, released_name, tensor_map
-from qa_jax.paths import AnyPath, PathLike, as_path, is_remote, read_range
+from qa_jax.paths import AnyPath, PathLike, as_path, file_size, is_remote, read_range
 from qa_jax.typing import ParamPath, Shaped
 
 _DTYPES = {
@@ -99,7 +99,7 @@ class SafetensorsDir:
         return files
 
     def _read_header(self, file: AnyPath, problems: list[str]) -> None:
-        size = file.stat().st_size
+        size = file_size(file)
         length = int.from_bytes(read_range(file, 0, 8), "little")
         if length > size:
             raise ValueError(f"declares {length} bytes in a file of {size}")

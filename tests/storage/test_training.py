@@ -19,7 +19,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from qa_jax import checkpoint
+from qa_jax import checkpoint, load
+from qa_jax.checkpoint import load_adapter
+from qa_jax.config import ModelConfig
 from qa_jax.data.audio import clip_num_samples, load_audio
 from qa_jax.data.manifest import read_manifest
 from qa_jax.data.shard import shard
@@ -28,6 +30,7 @@ from qa_jax.paths import as_path, join, parent, read_bytes
 from qa_jax.terminal import RESTART
 from qa_jax.train.metrics import read_metrics
 from qa_jax.train.run import prepare
+from tests import hf_files
 from tests.jobs.job import Job, same_bits, wait_for_steps
 from tests.runs import at, config
 from tests.storage.emulator import Emulator, emulator
@@ -91,6 +94,56 @@ def test_training_in_object_storage(
     assert {"config.yaml", "run.yaml", "metrics.jsonl", "sentencepiece.model"} <= names
     assert any(name.startswith("tensorboard/") for name in names)
     assert storage.requests > 100
+
+
+@pytest.mark.jobs
+def test_every_path_in_object_storage(
+    storage: type[Emulator],
+    job_settings: dict,
+    tiny_with_text: ModelConfig,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+) -> None:
+    """Base models of both layouts, adapters, compiled programs and a profile in a bucket: as with
+    local files, bit for bit."""
+    hf_files.write(tmp_path / "hf", tiny_with_text)
+    for name in ("tokenizer.model", "sentencepiece.model"):
+        for found in tiny_checkpoint.glob(name):
+            shutil.copy(found, tmp_path / "hf")
+    del job_settings["model"], job_settings["preset"]
+    job_settings["mesh"]["fsdp"] = 1
+    job_settings["train"] |= {"steps": 3, "save_every": 2}
+    storage.fail_every = 50  # the other trainings have many faults
+    rank_two = {"target_modules": ["decoder/.*_proj"], "rank": 2, "base_dtype": "float32"}
+    for name, directory in (("base", tiny_checkpoint), ("hf", tmp_path / "hf")):
+        remote = put(storage, directory, name)
+        adapters = []
+        for place, init in (("local", str(directory)), ("gs", remote)):
+            recipe = {**at(job_settings, tmp_path / f"{place}-{name}"), "lora": rank_two}
+            recipe["train"]["init_from"] = init
+            job = Job(recipe)
+            if place == "gs":
+                job.output_dir = f"gs://test/adapter-{name}"
+                programs = "--train.compile_cache_dir=gs://test/programs"
+                job.run(programs, "--train.profile=[2, 3]")
+            else:
+                job.run()
+            adapters.append(load_adapter(job.output_dir)[0].params)
+        jax.tree.map(np.testing.assert_array_equal, *adapters)
+        written = [x.partition("/")[2] for x in storage.objects if x.startswith(f"adapter-{name}/")]
+        assert any(x.startswith("profile/") for x in written), written
+    assert any(x.startswith("programs/") for x in storage.objects)
+    # An adapter in a bucket over a base in a bucket: to go on from, and to load.
+    merged = Job(at(job_settings, tmp_path / "merged"))
+    merged.run("--train.init_from=gs://test/adapter-base", "--train.steps=1")
+    loaded = [
+        load(base, adapter=adapter).params
+        for base, adapter in (
+            ("gs://test/base", "gs://test/adapter-base"),
+            (tiny_checkpoint, tmp_path / "local-base"),
+        )
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *loaded)
 
 
 @pytest.mark.jobs
