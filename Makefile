@@ -22,7 +22,7 @@ test: $(VENV)/.dev
 # Multi-process training jobs, killed and resumed; several minutes. QA_JAX_KILLS=20 for more kills,
 # QA_JAX_PROCESSES=8 for more processes.
 jobs: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m jobs
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m jobs
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -49,7 +49,7 @@ class Job:
     def run(self, *overrides: str, code: int = 0) -> str:
         """Runs to the end; returns the first process's output."""
         started = self.start(*overrides)
-        outputs = [p.communicate(timeout=300)[0] for p in started]
+        outputs = [p.communicate(timeout=600)[0] for p in started]
         assert [p.returncode for p in started] == [code] * len(started), "\n".join(outputs)
         return outputs[0]
 

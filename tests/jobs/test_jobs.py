@@ -100,7 +100,7 @@ def test_a_signal_to_one_process_stops_all(
     started = job.start()
     seen = wait_for_steps(started[0], 1)
     started[-1].send_signal(signal.SIGTERM)
-    outputs = [p.communicate(timeout=120)[0] for p in started]
+    outputs = [p.communicate(timeout=600)[0] for p in started]
     assert [p.returncode for p in started] == [RESTART] * processes, outputs
     assert "the same command resumes" in outputs[0]
     (step,) = checkpoint.all_steps(job.output)
@@ -140,7 +140,7 @@ def test_one_unreadable_clip_stops_all_at_once(
     job = Job(at(job_settings, tmp_path / "run"), 2)
     began = time.monotonic()
     started = job.start()
-    outputs = [p.communicate(timeout=120)[0] for p in started]
+    outputs = [p.communicate(timeout=600)[0] for p in started]
     print(f"stopped after {time.monotonic() - began:.1f} s")
     assert [p.returncode for p in started] == [2, 2], outputs
     assert all("two.jsonl:16: " in output and "NaN" in output for output in outputs), outputs
@@ -159,7 +159,7 @@ def test_processes_with_different_data_do_not_start(job_settings: dict, tmp_path
     other.parent.mkdir()
     other.write_text("".join(manifest.read_text().splitlines(keepends=True)[:-1]))
     started = job.start(per_process=[[], [f"--data.train={other}"]])
-    outputs = [p.communicate(timeout=120)[0] for p in started]
+    outputs = [p.communicate(timeout=600)[0] for p in started]
     assert [p.returncode for p in started] == [2, 2], outputs
     for output in outputs:
         assert "the number of usable records: process 1 on " in output, output
@@ -174,7 +174,7 @@ def test_an_output_directory_of_one_host_is_refused(job_settings: dict, tmp_path
     elsewhere = tmp_path / "elsewhere"
     began = time.monotonic()
     started = job.start(per_process=[[], [f"--train.output_dir={elsewhere}"]])
-    outputs = [p.communicate(timeout=120)[0] for p in started]
+    outputs = [p.communicate(timeout=600)[0] for p in started]
     print(f"stopped after {time.monotonic() - began:.1f} s")
     assert [p.returncode for p in started] == [2, 2], outputs
     assert all("name a directory that all hosts share" in output for output in outputs), outputs
@@ -191,7 +191,7 @@ def test_a_lost_process_ends_the_others(job_settings: dict, tmp_path: Path) -> N
     wait_for_steps(started[0], 2)
     began = time.monotonic()
     started[1].kill()
-    output = started[0].communicate(timeout=300)[0]
+    output = started[0].communicate(timeout=600)[0]
     print(f"ended after {time.monotonic() - began:.1f} s")
     started[1].communicate()
     assert started[0].returncode in (RESTART, -signal.SIGABRT), output

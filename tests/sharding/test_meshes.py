@@ -23,7 +23,7 @@ from tests.runs import at, config, dpo_config
 pytestmark = pytest.mark.usefixtures("one_device")
 
 
-MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2)]
+MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2)]
 
 
 @pytest.mark.eight_devices
