@@ -20,7 +20,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not parity and not jobs"
 
 # Multi-process training jobs, killed and resumed; several minutes. QA_JAX_KILLS=20 for more kills,
-# QA_JAX_PROCESSES=8 for more processes.
+# QA_JAX_PROCESSES=8 for more processes, QA_JAX_READERS=25 for more readers during saves.
 jobs: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 3 --dist worksteal -m jobs
 
