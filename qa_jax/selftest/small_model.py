@@ -262,11 +262,11 @@ class SmallModel:
         return _error(loss, self.plain[0])
 
     def on_mesh(self, sizes: tuple[int, int, int]) -> Worst:
-        mesh = make_mesh(MeshConfig(*sizes))
+        mesh, plain = make_mesh(MeshConfig(*sizes)), self.plain  # the latter without a mesh
         with jax.set_mesh(mesh):
             step = self.loss(self.config, self.batch(), num_batch_shards(mesh))
             value, gradients = jax.jit(step)(self.sharded(mesh))
-            return worst_shard((value, gradients), self.plain)
+            return worst_shard((value, gradients), plain)
 
     def sharded(self, mesh: Mesh) -> Params:
         """The parameters on a mesh, which may span processes."""

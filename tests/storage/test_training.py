@@ -60,7 +60,7 @@ def put(storage: type[Emulator], directory: Path, name: str) -> str:
 
 
 @pytest.mark.jobs
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [2] if KILLS == 1 else [1, 2])
 def test_training_in_object_storage(
     storage: type[Emulator], job_settings: dict, tmp_path: Path, processes: int
 ) -> None:
