@@ -2,9 +2,9 @@
 
     python benchmarks/plan_table.py [--quick] [RECIPE ...]
 
-Needs the [tpu] extra and no TPU; about ten minutes per line, or four with --quick, since each is
-compiled with and without the options of `train.xla_flags`. Replaces the lines of the named recipes,
-or all.
+Needs the [tpu] extra and no TPU; about ten minutes per line, since each is compiled with and
+without the options of `train.xla_flags`, or two with --quick, which predicts nothing. Replaces the
+lines of the named recipes, or all.
 """
 
 from __future__ import annotations
@@ -73,11 +73,9 @@ def main() -> None:
     ]
     for name in arguments.names:
         path, target = ROOT / "configs" / "hardware" / f"{name}.yaml", find_target(HARDWARE[name])
-        plan, without = (
-            make_plan(load_run_config(path, overrides), target, quick=arguments.quick)
-            # Nothing is predicted with low effort.
-            for overrides in ([], [] if arguments.quick else ["--train.xla_flags=default"])
-        )
+        plan = without = make_plan(load_run_config(path), target, quick=arguments.quick)
+        if plan.predicted:
+            without = make_plan(load_run_config(path, ["--train.xla_flags=default"]), target)
         unfit = f"| {name} | {plan.topology} | does not fit: {plan.problem} |"
         table.append(row(name, plan, without) if plan.fits else unfit)
         print(table[-1], flush=True)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 XLA_FLAGS: dict[str, dict[str, str | bool]] = {
     # Weights sharded by FSDP are gathered before a product, not in a loop of small products (a
-    # collective matmul): the cycles that libtpu 0.0.42.1 estimates for the step fall by half on
-    # v5e and v6e. benchmarks/RESULTS.md has them with and without.
+    # collective matmul): the cycles that libtpu 0.0.42.1 estimates for the step fall by about half
+    # on v5e and v6e. `--train.xla_flags default` plans a step without it.
     "tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"},
     "gpu": {},
     "cpu": {},

@@ -72,7 +72,7 @@ def parse_collective(line: str, computation: str, count: int) -> Collective | No
     parsed = parse_instruction(line)
     if parsed is None:
         return None
-    _, result, opcode, _ = parsed
+    _, result, opcode = parsed
     kind = opcode.removesuffix("-start")
     if kind not in _KINDS:
         return None

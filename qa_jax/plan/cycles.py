@@ -24,8 +24,7 @@ from qa_jax.plan.program import (
 )
 
 KERNEL_EFFICIENCY = 0.5
-"""Fraction of the peak at which attention kernels are counted; of splash attention, the fractions
-published for TPU v5e and v5p lie around it."""
+"""Fraction of the peak at which attention kernels are counted: an assumption, measured nowhere."""
 KINDS = ("products", "kernels", "vector", "copies", "collectives")
 """What a step's time is spent on: matrix products; attention kernels; other computations; data
 movement within a chip; what of the collectives is not hidden behind computations."""
@@ -101,7 +100,7 @@ def _operation(
     parsed = parse_instruction(line)
     if parsed is None:
         return None
-    name, _, opcode, _ = parsed
+    name, _, opcode = parsed
     cycles = _CYCLES.search(line)
     if opcode == "custom-call" and "tpu_custom_call" in line:
         seconds = kernel_flops(line) / (chip.flops * kernel_efficiency)

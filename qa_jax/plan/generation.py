@@ -157,7 +157,6 @@ def _fill_from_compiled(
     if compiled is None:
         return
     stats: Any = compiled.memory_analysis()
-    text = compiled.as_text() or ""
     used = plan.bytes_per_chip
     # Parameters and cache stay analytic: the encoder's parameters are no argument of decoding but
     # stay in memory, and the cache is a result of the prefill and an argument of decoding.
@@ -167,7 +166,7 @@ def _fill_from_compiled(
         new = max(0, new - used["cache"])
     used["temporaries"], used["outputs"] = stats.temp_size_in_bytes, new
     # The loop over tokens has no constant trip count and is counted once.
-    plan.network_bytes_per_chip = {**bytes_by_collective(text)}
+    plan.network_bytes_per_chip = {**bytes_by_collective(compiled.as_text() or "")}
 
 
 def _set_times(plan: Plan, model: ModelConfig, target: Target) -> None:

@@ -16,8 +16,8 @@ ENTRY = "ENTRY"
 """Key of the computation with which the program starts."""
 
 
-def parse_instruction(line: str) -> tuple[str, str, str, str] | None:
-    """An instruction's name, result, opcode and the rest from its operands on; or None."""
+def parse_instruction(line: str) -> tuple[str, str, str] | None:
+    """An instruction's name, result and opcode; or None."""
     match = _INSTRUCTION.match(line)
     if not match:
         return None
@@ -25,7 +25,7 @@ def parse_instruction(line: str) -> tuple[str, str, str, str] | None:
     opcode = _OPCODE.search(text)
     if opcode is None:
         return None
-    return match.group(1), text[: opcode.start()], opcode.group(1), text[opcode.end() :]
+    return match.group(1), text[: opcode.start()], opcode.group(1)
 
 
 def called_computations(line: str) -> list[str]:

@@ -27,7 +27,7 @@ from qa_jax.data.loader import Example
 from qa_jax.errors import InputError
 from qa_jax.model import bind, param_specs
 from qa_jax.parallel import agree, is_main_process, local_batch_shards
-from qa_jax.paths import AnyPath, as_path
+from qa_jax.paths import AnyPath, as_path, write_whole
 from qa_jax.train.objectives import completion_log_probs
 from qa_jax.train.run import TrainingRun
 from qa_jax.train.sharding import shard_batch
@@ -81,7 +81,7 @@ def attach_reference_log_probs(run: TrainingRun, params: Params, console: Consol
             for data in datasets:
                 rows |= _compute(run, data, base_params, console)
             if is_main_process():
-                path.write_text("".join(json.dumps([k, v]) + "\n" for k, v in rows.items()))
+                write_whole(path, "".join(json.dumps([k, v]) + "\n" for k, v in rows.items()))
     for data in datasets:
         found = []
         for example in data.examples:

@@ -21,6 +21,7 @@ import soundfile
 
 from qa_jax import checkpoint, load
 from qa_jax.checkpoint import load_adapter
+from qa_jax.checkpoint.directory import copy_tokenizer_files
 from qa_jax.config import ModelConfig
 from qa_jax.data.audio import clip_num_samples, load_audio
 from qa_jax.data.manifest import read_manifest
@@ -107,9 +108,7 @@ def test_every_path_in_object_storage(
     """Base models of both layouts, adapters, compiled programs and a profile in a bucket: as with
     local files, bit for bit."""
     hf_files.write(tmp_path / "hf", tiny_with_text)
-    for name in ("tokenizer.model", "sentencepiece.model"):
-        for found in tiny_checkpoint.glob(name):
-            shutil.copy(found, tmp_path / "hf")
+    copy_tokenizer_files(tiny_checkpoint, tmp_path / "hf")
     del job_settings["model"], job_settings["preset"]
     job_settings["mesh"]["fsdp"] = 1
     job_settings["train"] |= {"steps": 3, "save_every": 2}
