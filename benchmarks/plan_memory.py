@@ -23,8 +23,9 @@ from qa_jax.model import AttentionMask, decoder, encoder
 from qa_jax.model.attention.mask import dense_mask
 from qa_jax.parallel import make_mesh
 from qa_jax.plan import find_target
+from qa_jax.plan.compiled import LOW_EFFORT_OPTIONS
 from qa_jax.plan.estimate import batch_shapes
-from qa_jax.plan.plan import LOW_EFFORT_OPTIONS, lower_step
+from qa_jax.plan.plan import lower_step
 from qa_jax.train.objectives import log_probs
 
 TOPOLOGY, ROWS_PER_CHIP = "v5p:4x4x4", 4

@@ -1,16 +1,18 @@
 """`qa-jax plan` of the recipes in configs/hardware, for the table in docs/plan.md.
 
-    python benchmarks/plan_table.py [--quick] [RECIPE ...]
+    python benchmarks/plan_table.py [--quick] [--no-comparison] [RECIPE ...]
 
-Needs the [tpu] extra and no TPU; about ten minutes per line, since each is compiled with and
-without the options of `train.xla_flags`, or two with --quick, which predicts nothing. Replaces the
-lines of the named recipes, or all.
+Needs the [tpu] extra and no TPU; ten to twenty minutes per line, since each is compiled with and
+without the options of `train.xla_flags` (with --no-comparison only with them), or two with --quick,
+which predicts nothing. Programs compiled earlier are read from the cache of `qa-jax plan`. Replaces
+the lines of the named recipes, or all.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -19,7 +21,9 @@ from common import replace_section
 
 from qa_jax.config import RunConfig, load_run_config
 from qa_jax.plan import Plan, find_target, make_plan
+from qa_jax.plan.report import describe
 
+CACHE = Path("~/.cache/qa_jax/plan").expanduser()
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "plan.md"
 HARDWARE = {
@@ -42,7 +46,7 @@ def recipe(rows: int) -> RunConfig:
     return load_run_config(ROOT / "configs" / "hardware" / "v5e-16.yaml", overrides)
 
 
-def row(name: str, plan: Plan, without: Plan) -> str:
+def row(name: str, plan: Plan, without: Plan | None) -> str:
     gib = {name: size / 2**30 for name, size in plan.bytes_per_chip.items()}
     s, sent = plan.shapes, sum(plan.network_bytes_per_chip.values()) / 2**30
     state = gib["parameters"] + gib["optimizer"]
@@ -54,7 +58,7 @@ def row(name: str, plan: Plan, without: Plan) -> str:
         + f" | {plan.bound} | {plan.mfu_bound:.0%} | "
         + (f"{plan.predicted_seconds:.2f}" if plan.predicted else "")
         + " | "
-        + " | ".join(f"{x.mfu_predicted:.0%}" if x.predicted else "" for x in (without, plan))
+        + " | ".join(f"{x.mfu_predicted:.0%}" if x and x.predicted else "" for x in (without, plan))
         + " | "
         + (f"{plan.compile_seconds:.0f} s |" if plan.compiled else "analytic |")
     )
@@ -63,6 +67,7 @@ def row(name: str, plan: Plan, without: Plan) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--no-comparison", action="store_true")
     parser.add_argument("names", nargs="*", default=list(HARDWARE), help="recipes; default: all")
     arguments = parser.parse_args()
     table = [
@@ -73,9 +78,12 @@ def main() -> None:
     ]
     for name in arguments.names:
         path, target = ROOT / "configs" / "hardware" / f"{name}.yaml", find_target(HARDWARE[name])
-        plan = without = make_plan(load_run_config(path), target, quick=arguments.quick)
-        if plan.predicted:
-            without = make_plan(load_run_config(path, ["--train.xla_flags=default"]), target)
+        plan = make_plan(load_run_config(path), target, quick=arguments.quick, cache_dir=CACHE)
+        print("\n".join(describe(plan)), file=sys.stderr, flush=True)
+        without = None
+        if plan.predicted and not arguments.no_comparison:
+            config = load_run_config(path, ["--train.xla_flags=default"])
+            without = make_plan(config, target, cache_dir=CACHE)
         unfit = f"| {name} | {plan.topology} | does not fit: {plan.problem} |"
         table.append(row(name, plan, without) if plan.fits else unfit)
         print(table[-1], flush=True)

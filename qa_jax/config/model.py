@@ -79,7 +79,8 @@ class ModelConfig:
             precedence.
         dtype: compute dtype of activations; parameters keep their own.
         remat: what the backward pass recomputes: ``none`` saves every activation, ``full`` saves
-            each layer's input only, ``dots`` saves the results of matrix products.
+            each layer's input only, ``attention`` also the results of attention (of splash and
+            chunked attention), ``dots`` also those of matrix products.
         attention_impl: attention implementation: ``chunked`` (pure JAX, every platform), ``splash``
             (JAX's Pallas kernel for TPUs; bfloat16 self-attention, otherwise chunked), ``cudnn``
             (NVIDIA GPUs), or ``auto``: splash on TPUs, otherwise chunked.
@@ -95,7 +96,7 @@ class ModelConfig:
     audio_token_id: int = 151_646
     eos_token_ids: tuple[int, ...] = (151_645,)
     dtype: Dtype = "bfloat16"
-    remat: Literal["none", "full", "dots"] = "none"
+    remat: Literal["none", "full", "attention", "dots"] = "none"
     attention_impl: Literal["auto", "chunked", "splash", "cudnn"] = "auto"
     unroll_layers: bool = False
     conv_init_scale: float = 1.0

@@ -17,16 +17,20 @@ from qa_jax.typing import Array, DType, Float, Int
 
 
 class KVCache(NamedTuple):
-    """Keys and values of all layers; a row's entries are filled from the left."""
+    """Keys and values of all layers; a row's entries are filled from the left.
 
-    k: Float[Array, "L B S K H"]
-    v: Float[Array, "L B S K H"]
+    Heads come before entries, as in attention's products: otherwise a decode step would transpose
+    the whole cache.
+    """
+
+    k: Float[Array, "L B K S H"]
+    v: Float[Array, "L B K S H"]
 
     @classmethod
     def zeros(cls, config: TextConfig, batch_size: int, cache_length: int, dtype: DType) -> KVCache:
         """An empty cache of `cache_length` tokens per row."""
         heads, dim = config.num_key_value_heads, config.head_dim
-        shape = (config.num_hidden_layers, batch_size, cache_length, heads, dim)
+        shape = (config.num_hidden_layers, batch_size, heads, cache_length, dim)
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
@@ -89,12 +93,12 @@ class DecoderLayer(Module):
             q, k, v = self.self_attn.qkv(self.input_layernorm(x), positions)
             if cache is not None:
                 # Updated in place as the scan's carry: per-layer outputs would copy the cache.
-                start = (layer, 0, cache_index, 0, 0)
+                start = (layer, 0, 0, cache_index, 0)
                 cache = KVCache(
-                    jax.lax.dynamic_update_slice(cache.k, k[None], start),
-                    jax.lax.dynamic_update_slice(cache.v, v[None], start),
+                    jax.lax.dynamic_update_slice(cache.k, jnp.swapaxes(k, 1, 2)[None], start),
+                    jax.lax.dynamic_update_slice(cache.v, jnp.swapaxes(v, 1, 2)[None], start),
                 )
-                k, v = cache.k[layer], cache.v[layer]
+                k, v = (jnp.swapaxes(x[layer], 1, 2) for x in cache)
             out = dot_product_attention(q, k, v, mask, implementation=self.attention_impl)
             x = x + self.self_attn.o_proj(out)
         with jax.named_scope("mlp"):

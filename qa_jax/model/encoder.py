@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -10,13 +9,23 @@ import jax.numpy as jnp
 
 from qa_jax.config import AudioConfig, conv_length
 from qa_jax.model.attention import AttentionMask, dot_product_attention
+from qa_jax.model.gradients import at_least_float32
 from qa_jax.model.layers import Conv, LayerNorm, Linear, scaled, sinusoids
 from qa_jax.model.module import Module, param, scan, stack
-from qa_jax.parallel import constrain
+from qa_jax.parallel import constrain, current_platform
 from qa_jax.typing import Array, DType, Float, Int
 
-gelu = functools.partial(jax.nn.gelu, approximate=False)
-"""Whisper's exact GELU; JAX's default is the tanh approximation."""
+_SQRT_HALF = 0.5**0.5
+_TPU_TILE = 128
+
+
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Whisper's exact GELU in at least float32, as PyTorch computes it.
+
+    `jax.nn.gelu` takes erfc, which is much longer on TPUs, and rounds it to x's dtype.
+    """
+    wide = x.astype(at_least_float32(x.dtype))
+    return (0.5 * wide * (1 + jax.lax.erf(wide * _SQRT_HALF))).astype(x.dtype)
 
 
 def _position_table(key: jax.Array, shape: tuple[int, ...], dtype: DType) -> jax.Array:
@@ -120,6 +129,10 @@ class AudioEncoder(Module):
             x = constrain(gelu(self.conv1(log_mel)), "batch", "time", "act_embed")
             x = gelu(self.conv2(x))
             x = x + self.embed_positions[: x.shape[1]].astype(x.dtype)
+            # Whole tiles in every layer; TPUs would otherwise pad and copy within each.
+            length = x.shape[1]
+            padding = -length % _TPU_TILE if current_platform() == "tpu" else 0
+            x = jnp.pad(x, ((0, 0), (0, padding), (0, 0)))
             # Padding frames are masked in every layer, as in the reference.
             kv_ids = (jnp.arange(x.shape[1]) < conv_length(num_frames)[:, None]).astype(jnp.int32)
             mask = AttentionMask(jnp.ones_like(kv_ids), kv_ids)
@@ -129,5 +142,5 @@ class AudioEncoder(Module):
 
             x, _ = scan(self.layers, layer, x, **self.scan_kwargs)
             with jax.named_scope("pool_by_2"):
-                x = x.reshape(x.shape[0], -1, 2, x.shape[2]).mean(axis=2)
+                x = x[:, :length].reshape(x.shape[0], -1, 2, x.shape[2]).mean(axis=2)
             return self.layer_norm(x)

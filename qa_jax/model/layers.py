@@ -7,8 +7,16 @@ import math
 import jax
 import jax.numpy as jnp
 
-from qa_jax.model.gradients import at_least_float32, convolve, expand, matmul
+from qa_jax.model.gradients import (
+    at_least_float32,
+    convolve,
+    expand,
+    materialize_on_tpu,
+    matmul,
+    matmul_precision,
+)
 from qa_jax.model.module import Initializer, Module, param
+from qa_jax.parallel import current_platform
 from qa_jax.typing import Array, Float, Int
 
 # The reference's initial scale. Larger ones, such as 1 / sqrt(inputs), slow audio-text alignment.
@@ -72,7 +80,7 @@ class LayerNorm(Module):
         y = x.astype(at_least_float32(x.dtype))
         y = y - jnp.mean(y, axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + 1e-5)
-        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+        return materialize_on_tpu((y * self.scale[...] + self.bias[...]).astype(x.dtype))
 
 
 class RMSNorm(Module):
@@ -85,7 +93,7 @@ class RMSNorm(Module):
     def __call__(self, x: Float[Array, "*rest D"]) -> Float[Array, "*rest D"]:
         y = x.astype(at_least_float32(x.dtype))
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
-        return expand(self.scale[...], y.shape, x.dtype) * y.astype(x.dtype)
+        return materialize_on_tpu(expand(self.scale[...], y.shape, x.dtype) * y.astype(x.dtype))
 
 
 class Conv(Module):
@@ -125,5 +133,15 @@ def apply_rope(
     frequency = theta ** -(jnp.arange(half, dtype=high) / half)
     angle = positions[:, :, None, None].astype(high) * frequency
     cos, sin = jnp.cos(angle).astype(x.dtype), jnp.sin(angle).astype(x.dtype)
-    first, second = x[..., :half], x[..., half:]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    cos, sin = jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
+    return x * cos + _swap_halves(x) * sin
+
+
+def _swap_halves(x: Float[Array, "B T N H"]) -> Float[Array, "B T N H"]:
+    half = x.shape[-1] // 2
+    if current_platform() != "tpu":
+        return jnp.concatenate([x[..., half:], x[..., :half]], axis=-1)
+    # Exact, since each sum has one term. TPUs move data across lanes slowly, and the compiler
+    # fuses this product with the multiplications around it.
+    swap = jnp.roll(jnp.eye(2 * half, dtype=x.dtype), half, axis=1)
+    return jnp.einsum("BTNH,HG->BTNG", x, swap, precision=matmul_precision(x.dtype))

@@ -164,7 +164,7 @@ class Qwen2Audio(Module):
             Hidden states, and the filled cache.
         """
         t = tokens.shape[1]
-        cache_length = t if cache is None else cache.k.shape[2]
+        cache_length = t if cache is None else cache.k.shape[3]
         ids = segment_ids.astype(jnp.int32)
         kv_ids = jnp.pad(ids, ((0, 0), (0, cache_length - t)))
         mask = AttentionMask(ids, kv_ids, is_causal=True)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from qa_jax.parallel.hardware import Chip
 from qa_jax.plan.collectives import channel_of, parse_collective
 from qa_jax.plan.program import (
+    ENTRY,
     called_computations,
     computations,
     execution_counts,
@@ -36,8 +37,9 @@ _MOVES = {
     *("copy", "transpose", "reshape", "bitcast", "slice", "dynamic-slice", "dynamic-update-slice"),
     *("concatenate", "pad", "broadcast", "parameter", "constant", "tuple", "get-tuple-element"),
 }
-_MATMULS = {"fwd": 2, "dq": 3, "dkv": 4}
-"""Matrix products of a splash attention kernel, by the part of its name after `splash_mha_`."""
+_MATMULS = {"fwd": 2, "dq": 3, "dkv": 4, "fused": 5}
+"""Matrix products of a splash attention kernel, by the part of its name after `splash_mha_`; of a
+`dkv` kernel with a third result, the gradient of the queries, five."""
 
 
 class Operation(NamedTuple):
@@ -58,13 +60,19 @@ class Operation(NamedTuple):
     source: str
 
 
-def predict(text: str, chip: Chip, kernel_efficiency: float = KERNEL_EFFICIENCY) -> list[Operation]:
+def predict(
+    text: str,
+    chip: Chip,
+    kernel_efficiency: float = KERNEL_EFFICIENCY,
+    loops_only: bool = False,
+) -> list[Operation]:
     """The operations of a compiled TPU program that take time, the costliest first.
 
     Args:
         text: of the compiled module.
         chip: with its clock.
         kernel_efficiency: see KERNEL_EFFICIENCY.
+        loops_only: leave out what is executed once for the whole program.
     """
     bodies = computations(text)
     counts = execution_counts(bodies)
@@ -78,7 +86,7 @@ def predict(text: str, chip: Chip, kernel_efficiency: float = KERNEL_EFFICIENCY)
     }
     found: list[Operation] = []
     for name, lines in bodies.items():
-        if counts[name] and name not in fused:
+        if counts[name] and name not in fused and not (loops_only and name == ENTRY):
             own = [_operation(line, counts[name], chip, kinds, kernel_efficiency) for line in lines]
             found += filter(None, own)
             found += _exposed(lines, own, bodies, counts[name], chip, name)
@@ -143,7 +151,10 @@ def kernel_flops(line: str) -> float:
     blocks = re.search(r"s8\[\d+,(\d+),\d+\]", operands.group(1))
     if is_causal and blocks is not None:
         flops *= 0.5 + 0.5 / int(blocks.group(1))
-    return flops * _MATMULS[name.group(1)]
+    part = name.group(1)
+    results = line.partition(" custom-call(")[0]
+    is_fused = part == "dkv" and results.count("bf16[") > 2
+    return flops * _MATMULS["fused" if is_fused else part]
 
 
 def _exposed(

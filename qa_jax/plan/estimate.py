@@ -21,12 +21,15 @@ from qa_jax.model.flops import (
     training_flops,
 )
 from qa_jax.parallel.hardware import Chip
-from qa_jax.plan.cycles import Operation, seconds_by_kind
+from qa_jax.plan.cycles import Operation, predict, seconds_by_kind
 from qa_jax.train.models import PolicyModels
 from qa_jax.train.objectives import make_objective, objective_class
 from qa_jax.train.optimizer import make_trainable_mask
 from qa_jax.trees import flatten_dict
 
+_RECOMPUTED = {"none": (0.0, 0.0), "full": (1.0, 1.0), "attention": (1.0, 0.0), "dots": (0.0, 0.0)}
+"""Fractions of the forward pass that the backward pass repeats, by `ModelConfig.remat`: of products
+with parameters, and of attention."""
 _TEXT_TOKENS = 64
 """Text per clip, for settings that do not say how many clips a row has."""
 
@@ -130,8 +133,14 @@ class Plan:
         self.mfu_bound = self.flops_per_chip / (chip.flops * step)
         self._set_rates(step)
 
-    def set_prediction(self, operations: list[Operation], chip: Chip) -> None:
-        """Sets the predicted time, and what follows from it."""
+    def set_prediction(
+        self, text: str, chip: Chip, kernel_efficiency: float, loops_only: bool = False
+    ) -> None:
+        """Sets the time predicted from a compiled program, and what follows from it; nothing for a
+        chip whose clock is not known. See `predict`."""
+        if not chip.clock:
+            return
+        operations = predict(text, chip, kernel_efficiency, loops_only)
         self.predicted, self.costliest = seconds_by_kind(operations), operations[:10]
         step = self.predicted_seconds
         self.mfu_predicted = self.flops_per_chip / (chip.flops * step)
@@ -176,9 +185,10 @@ def model_flops(config: RunConfig, models: PolicyModels, shapes: Shapes) -> floa
 def executed_flops(config: RunConfig, models: PolicyModels, shapes: Shapes) -> float:
     """Operations of a step over all devices, with recomputation."""
     parts, fractions = _forward_flops(config, shapes), _trained_fractions(config, models)
-    recomputed = {"none": 0.0, "full": 1.0, "dots": 0.05}[config.model.remat]
+    linear, attention = _RECOMPUTED[config.model.remat]
     more = sum(
-        recomputed * parts[n].total * fractions[n].needs_input_grad for n in ("encoder", "decoder")
+        (linear * parts[n].linear + attention * parts[n].attention) * fractions[n].needs_input_grad
+        for n in ("encoder", "decoder")
     )
     # The loss recomputes its logits for the gradient.
     more += parts["head"].total
@@ -226,11 +236,15 @@ def saved_activation_bytes(
     config: RunConfig, models: PolicyModels, shapes: Shapes, num_batch_shards: int
 ) -> int:
     """Activations of one device saved for the backward pass: with `full`, each layer's input; with
-    `dots`, also the results of its matrix products. None if no gradient passes."""
+    `attention`, also the output of attention; with `dots`, also the results of matrix products.
+    None if no gradient passes."""
     model, fractions = config.model, _trained_fractions(config, models)
     text, audio = model.text, model.audio
     d_text, d_audio = text.hidden_size, audio.d_model
     if model.remat != "full":
+        d_text += text.num_attention_heads * text.head_dim
+        d_audio += audio.d_model
+    if model.remat not in ("full", "attention"):
         text_width, audio_width = _layer_widths(model)
         d_text, d_audio = d_text + text_width, d_audio + audio_width
     saved = shapes.num_rows * shapes.num_tokens * text.num_hidden_layers * d_text
@@ -254,13 +268,18 @@ def temporary_bytes(config: ModelConfig, shapes: Shapes, num_batch_shards: int) 
     return round(2 * layer * itemsize / num_batch_shards + weights * itemsize + 2**29)
 
 
+def _num_passes(config: ModelConfig) -> int:
+    """How often a step uses the weights of the layers: forward, backward and recomputation."""
+    return 3 if config.remat in ("full", "attention") else 2
+
+
 def memory_seconds(plan: Plan, config: ModelConfig, chip: Chip) -> float:
     """The least time of a device's memory traffic: gathered weights are written once and read in
     each of three passes, the optimizer reads and writes its state, activations are written and read
     once."""
     weights = 2 * plan.parameters / plan.mesh["tensor"]
     accum = plan.shapes.grad_accum_steps
-    passes = (3 if config.remat == "full" else 2) * accum
+    passes = _num_passes(config) * accum
     state = plan.bytes_per_chip["parameters"] + plan.bytes_per_chip["optimizer"]
     activations = plan.bytes_per_chip["activations"] * accum
     gradients = plan.bytes_per_chip["gradients"]
@@ -274,7 +293,7 @@ def analytic_network_bytes(plan: Plan, config: ModelConfig) -> dict[str, float]:
     num_shards, num_replicas = plan.mesh["fsdp"], plan.mesh["data"]
     weights = 2 * plan.parameters / plan.mesh["tensor"]
     fraction = (num_shards - 1) / num_shards
-    passes = 3 if config.remat == "full" else 2
+    passes = _num_passes(config)
     n = plan.shapes.grad_accum_steps
     sent = {
         "all-gather": n * passes * weights * fraction,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +17,10 @@ from qa_jax.model import Qwen2Audio, count_parameters
 from qa_jax.model.flops import forward_flops
 from qa_jax.parallel import AXES, BATCH_AXES, make_mesh, mesh_sizes, num_batch_shards
 from qa_jax.plan.collectives import bytes_by_collective
+from qa_jax.plan.compiled import compile_or_problem, read_program
+from qa_jax.plan.cycles import KERNEL_EFFICIENCY
 from qa_jax.plan.estimate import Plan, Shapes, batch_shapes, temporary_bytes
-from qa_jax.plan.plan import USABLE_MEMORY_FRACTION, compile_or_problem
+from qa_jax.plan.plan import USABLE_MEMORY_FRACTION
 from qa_jax.plan.target import Target
 from qa_jax.typing import DType
 
@@ -30,7 +31,12 @@ _ITEMSIZE = 2
 
 
 def make_generation_plan(
-    config: RunConfig, target: Target, job: str, bucket: int | None = None, quick: bool = False
+    config: RunConfig,
+    target: Target,
+    job: str,
+    bucket: int | None = None,
+    quick: bool = False,
+    kernel_efficiency: float = KERNEL_EFFICIENCY,
 ) -> Plan:
     """The needs of a prefill, or of a decode step, of a bucket's rows on a target.
 
@@ -39,7 +45,7 @@ def make_generation_plan(
         target: compiled for a TPU, otherwise analytic.
         job: "prefill" or "decode".
         bucket: of `data.buckets`; the longest clips' by default.
-        quick: as for `make_plan`.
+        quick, kernel_efficiency: as for `make_plan`.
     """
     model = dataclasses.replace(config.model, dtype="bfloat16", remat="none", unroll_layers=False)
     data = dataclasses.replace(config.data, packed_length=0)
@@ -53,10 +59,15 @@ def make_generation_plan(
             f"{shapes.num_rows} rows cannot be sharded over {num_shards} devices (mesh {sizes})",
         )
     plan = _analytic_plan(model, shapes, job, sizes, target)
+    text = ""
     if target.devices:
         mesh = make_mesh(config.mesh, target.devices)
-        _fill_from_compiled(plan, model, shapes, mesh, job, quick)
+        text = _fill_from_compiled(plan, model, shapes, mesh, job, quick)
     _set_times(plan, model, target)
+    if text and not quick:
+        # A decode step is one run of the loop over tokens, which counts once; what is before and
+        # after the loop belongs to the whole answer.
+        plan.set_prediction(text, target.chip, kernel_efficiency, loops_only=job == "decode")
     return plan
 
 
@@ -148,25 +159,25 @@ def _compile(
 
 def _fill_from_compiled(
     plan: Plan, model: ModelConfig, prompts: Shapes, mesh: Mesh, job: str, quick: bool
-) -> None:
-    """Replaces analytic values by the compiler's."""
+) -> str:
+    """Replaces analytic values by the compiler's. Returns the program, "" if it does not fit."""
     started = time.perf_counter()
     compiled, plan.problem = _compile(model, prompts, mesh, job, quick)
     plan.compiled, plan.compile_seconds = True, time.perf_counter() - started
     plan.fits = compiled is not None
     if compiled is None:
-        return
-    stats: Any = compiled.memory_analysis()
-    used = plan.bytes_per_chip
+        return ""
+    program, used = read_program(compiled, plan.compile_seconds), plan.bytes_per_chip
     # Parameters and cache stay analytic: the encoder's parameters are no argument of decoding but
     # stay in memory, and the cache is a result of the prefill and an argument of decoding.
-    new = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    new = program.new_bytes
     if job == "prefill":
-        used["batch"] = max(0, stats.argument_size_in_bytes - used["parameters"])
+        used["batch"] = max(0, program.argument_bytes - used["parameters"])
         new = max(0, new - used["cache"])
-    used["temporaries"], used["outputs"] = stats.temp_size_in_bytes, new
+    used["temporaries"], used["outputs"] = program.temporary_bytes, new
     # The loop over tokens has no constant trip count and is counted once.
-    plan.network_bytes_per_chip = {**bytes_by_collective(compiled.as_text() or "")}
+    plan.network_bytes_per_chip = {**bytes_by_collective(program.text)}
+    return program.text
 
 
 def _set_times(plan: Plan, model: ModelConfig, target: Target) -> None:

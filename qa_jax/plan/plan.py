@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import re
-import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +14,10 @@ from qa_jax.data import TrainBatch
 from qa_jax.errors import InputError
 from qa_jax.model import Qwen2Audio, count_parameters
 from qa_jax.parallel import AXES, BATCH_AXES, make_mesh, mesh_sizes, num_batch_shards
+from qa_jax.parallel.xla_flags import xla_flags
 from qa_jax.plan.collectives import bytes_by_collective
-from qa_jax.plan.cycles import predict
+from qa_jax.plan.compiled import CompiledProgram, compile_cached
+from qa_jax.plan.cycles import KERNEL_EFFICIENCY
 from qa_jax.plan.estimate import (
     Plan,
     Shapes,
@@ -41,8 +39,6 @@ from qa_jax.train.state import abstract_state
 from qa_jax.train.step import jit_train_step
 from qa_jax.typing import DType
 
-LOW_EFFORT_OPTIONS: Any = {"exec_time_optimization_effort": -1.0, "memory_fitting_effort": -1.0}
-"""Compiler options for `--quick` (libtpu 0.0.42: 7 s instead of 47 s for a decoder layer)."""
 USABLE_MEMORY_FRACTION = 0.94
 """Fraction of a GPU's memory that a program can use; the rest is CUDA's and fragmentation."""
 
@@ -82,7 +78,12 @@ def _abstract_batch(shapes: Shapes, mesh: Mesh, has_log_probs: bool) -> TrainBat
 
 
 def make_plan(
-    config: RunConfig, target: Target, bucket: int | None = None, quick: bool = False
+    config: RunConfig,
+    target: Target,
+    bucket: int | None = None,
+    quick: bool = False,
+    kernel_efficiency: float = KERNEL_EFFICIENCY,
+    cache_dir: Path | None = None,
 ) -> Plan:
     """The needs of a step on a target; compiled if the target is a TPU.
 
@@ -90,37 +91,33 @@ def make_plan(
         config: the run's; its model must state its vocabulary, since no tokenizer is read.
         target: see `find_target`.
         bucket: of `data.buckets`; the longest clips' by default.
-        quick: compile with low effort: several times faster, memory slightly off.
+        quick: compile with low effort: several times faster, memory slightly off, no prediction.
+        kernel_efficiency: see `qa_jax.plan.cycles.KERNEL_EFFICIENCY`.
+        cache_dir: of what earlier plans read from compiled programs; None compiles in any case.
 
     Raises:
         InputError: for a bucket that is not in data.buckets, or rows that the mesh does not divide.
     """
-    plan, mesh = _analytic_plan(config, target, bucket)
+    plan, mesh = analytic_plan(config, target, bucket)
     if mesh is None:
         return plan
-    started = time.perf_counter()
-    compiled, problem = compile_or_problem(lower_step(config, mesh, plan.shapes), quick)
-    plan.compiled, plan.compile_seconds = True, time.perf_counter() - started
-    if compiled is None:
-        plan.fits, plan.problem = False, problem
-    else:
-        _fill_from_compiled(plan, compiled, config, target, quick)
+    device = mesh.devices.flat[0]
+    key = {
+        "compiler": device.client.platform_version,
+        "devices": [target.name, *mesh.device_ids.reshape(-1).tolist()],
+        "xla_flags": dict(xla_flags(device.platform, config.train.xla_flags)),
+    }
+    program = compile_cached(lower_step(config, mesh, plan.shapes), quick, cache_dir, key)
+    plan.compiled, plan.compile_seconds = True, program.seconds
+    plan.fits, plan.problem = not program.problem, program.problem
+    if plan.fits:
+        _fill_from_compiled(plan, program, config, target)
+        if not quick:  # with low effort the compiler makes much slower programs
+            plan.set_prediction(program.text, target.chip, kernel_efficiency)
     return plan
 
 
-def compile_or_problem(
-    lowered: jax.stages.Lowered, quick: bool
-) -> tuple[jax.stages.Compiled | None, str]:
-    """The compiled program; or None, and how much memory it would have needed."""
-    try:
-        return lowered.compile(LOW_EFFORT_OPTIONS if quick else None), ""
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return None, _out_of_memory(str(error))
-
-
-def _analytic_plan(
+def analytic_plan(
     config: RunConfig, target: Target, bucket: int | None = None
 ) -> tuple[Plan, Mesh | None]:
     """A plan without compiling, and the mesh to compile for."""
@@ -160,29 +157,24 @@ def _analytic_plan(
 
 
 def _fill_from_compiled(
-    plan: Plan, compiled: jax.stages.Compiled, config: RunConfig, target: Target, quick: bool
+    plan: Plan, program: CompiledProgram, config: RunConfig, target: Target
 ) -> None:
     """Replaces analytic values by the compiler's."""
-    stats: Any = compiled.memory_analysis()
     used, analytic = {}, plan.bytes_per_chip
-    rest = stats.argument_size_in_bytes
+    rest = program.argument_bytes
     for name in ("parameters", "optimizer", "ema", "reference"):
         used[name] = min(analytic.get(name, 0), rest)
         rest -= used[name]
     used["batch"] = rest
     # Gradients and activations are part of the compiler's temporaries.
-    rest = stats.temp_size_in_bytes
+    rest = program.temporary_bytes
     for name in ("gradients", "activations"):
         used[name] = min(analytic[name], rest)
         rest -= used[name]
-    used["temporaries"] = rest
-    used["outputs"] = stats.output_size_in_bytes - stats.alias_size_in_bytes
-    plan.bytes_per_chip, plan.fits, plan.problem = used, True, ""
-    text = compiled.as_text() or ""
-    plan.network_bytes_per_chip = {**bytes_by_collective(text)}
+    used["temporaries"], used["outputs"] = rest, program.new_bytes
+    plan.bytes_per_chip = used
+    plan.network_bytes_per_chip = {**bytes_by_collective(program.text)}
     _set_times(plan, config, target)
-    if target.chip.clock and not quick:  # with low effort the compiler makes much slower programs
-        plan.set_prediction(predict(text, target.chip), target.chip)
 
 
 def _set_times(plan: Plan, config: RunConfig, target: Target) -> None:
@@ -196,59 +188,3 @@ def _set_times(plan: Plan, config: RunConfig, target: Target) -> None:
         },
         target.chip,
     )
-
-
-def _out_of_memory(text: str) -> str:
-    used = re.search(r"Used ([\d.]+\w+) of ([\d.]+\w+) hbm", text) or re.search(
-        r"required[^(]*\(([\d.]+\w+)\) exceeds available[^(]*\(([\d.]+\w+)\)", text
-    )
-    return f"needs {used.group(1)} of {used.group(2)}" if used else " ".join(text.split())[:300]
-
-
-def search(
-    config: RunConfig,
-    target: Target,
-    report: Callable[[Plan], None] = lambda _: None,
-    quick: bool = False,
-) -> Plan | None:
-    """The step that fits and computes most tokens a day, over batch sizes, remat policies and
-    meshes.
-
-    All candidates get an analytic plan; those that may fit are compiled from the fastest bound on,
-    until no bound is above the best prediction. `report` is called with each compiled plan.
-    """
-    candidates = []
-    for candidate in _candidates(config, target):
-        try:
-            plan, _ = _analytic_plan(candidate, target)
-        except InputError:
-            continue
-        candidates.append((plan.tokens_per_chip_day, plan.fits, candidate))
-    best: Plan | None = None
-    for at_most, may_fit, candidate in sorted(candidates, key=lambda x: -x[0]):
-        if best is not None and at_most <= best.tokens_per_chip_day:
-            break
-        if not may_fit:
-            continue
-        plan = make_plan(candidate, target, quick=quick)
-        report(plan)
-        if plan.fits and (best is None or plan.tokens_per_chip_day > best.tokens_per_chip_day):
-            best = plan
-    return best
-
-
-def _candidates(config: RunConfig, target: Target) -> Iterator[RunConfig]:
-    frames = max(config.data.buckets)
-    for tensor in (1, 2, 4):
-        if target.num_devices % tensor:
-            continue
-        num_shards = target.num_devices // tensor
-        for rows_per_device in (1, 2, 4, 8, 16):
-            buckets = {frames: rows_per_device * num_shards}
-            for remat in ("full", "dots"):
-                yield dataclasses.replace(
-                    config,
-                    mesh=dataclasses.replace(config.mesh, data=1, fsdp=-1, tensor=tensor),
-                    data=dataclasses.replace(config.data, buckets=buckets),
-                    model=dataclasses.replace(config.model, remat=remat),
-                )

@@ -62,6 +62,20 @@ def test_rotation_keeps_only_relative_positions() -> None:
     np.testing.assert_allclose(apply_rope(q, positions, 1e4)[:, 0], q[:, 0], atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_rope_on_a_tpu_is_the_same_to_the_bit(
+    monkeypatch: pytest.MonkeyPatch, dtype: jnp.dtype
+) -> None:
+    """TPUs swap the halves of a head by a product with a permutation."""
+    x = jax.random.normal(jax.random.key(7), (2, 5, 3, 8)).astype(dtype)
+    positions = jnp.arange(10).reshape(2, 5)
+    here = apply_rope(x, positions, 1e4)
+    monkeypatch.setattr("qa_jax.model.layers.current_platform", lambda: "tpu")
+    program = str(jax.make_jaxpr(lambda x: apply_rope(x, positions, 1e4))(x))
+    assert "dot_general" in program
+    np.testing.assert_array_equal(apply_rope(x, positions, 1e4), here)
+
+
 def test_scan_and_unrolled_layers_agree(tiny: ModelConfig) -> None:
     """The stacked parameters, taken apart by hand, give the same as the scan."""
     from qa_jax.model.decoder import DecoderLayer
@@ -78,7 +92,7 @@ def test_scan_and_unrolled_layers_agree(tiny: ModelConfig) -> None:
     np.testing.assert_allclose(bind(model)(params).norm(x), scanned, atol=1e-5)
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
+@pytest.mark.parametrize("remat", ["full", "attention", "dots"])
 def test_remat_changes_no_gradient(tiny: ModelConfig, remat: str) -> None:
     x = jax.random.normal(jax.random.key(5), (1, 7, tiny.text.hidden_size))
     positions, ones = jnp.arange(7)[None], jnp.ones((1, 7), jnp.int32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 from qa_jax.config import AudioConfig, conv_length, num_audio_tokens, num_frames
 from qa_jax.model import AudioEncoder, bind, initialize
+from qa_jax.model.encoder import gelu
 
 CONFIG = AudioConfig(
     num_mel_bins=80, d_model=16, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=24
@@ -50,6 +53,31 @@ def test_no_mask_breaks_it(in_float64) -> None:  # type: ignore[no-untyped-def]
     whole = np.asarray(encode(log_mel, np.array([404] * 3)))[:, :101]
     unmasked = np.asarray(encode(log_mel[:, :408], np.array([408] * 3)))[:, :101]
     assert np.abs(whole - unmasked).max() > 1e-3
+
+
+def test_whole_tiles_change_nothing(in_float64, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    """On TPUs every layer runs over a multiple of 128 positions, here 256 instead of 204."""
+    encode, log_mel = in_float64
+    frames = np.array([404, 37, 201])
+    here = encode(log_mel[:, :408], frames)
+    for module in ("encoder", "layers"):
+        monkeypatch.setattr(f"qa_jax.model.{module}.current_platform", lambda: "tpu")
+    tiled = jax.jit(lambda *inputs: encode.__wrapped__(*inputs))  # another function: traced again
+    assert "256,16" in str(jax.make_jaxpr(tiled)(log_mel[:, :408], frames))
+    np.testing.assert_allclose(tiled(log_mel[:, :408], frames), here, atol=1e-12)
+
+
+def test_gelu_is_exact_in_the_tails() -> None:
+    x = np.linspace(-8, 8, 101)
+    exact = np.array([0.5 * v * math.erfc(-v / math.sqrt(2)) for v in x])
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(gelu(jnp.asarray(x)), exact, atol=1e-14)
+    narrow = gelu(jnp.asarray(x, jnp.bfloat16))
+    assert narrow.dtype == jnp.bfloat16
+    wide = np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64)
+    exact = np.array([0.5 * v * math.erfc(-v / math.sqrt(2)) for v in wide])
+    # One rounding to bfloat16, of values that float32 has to 1e-6.
+    np.testing.assert_allclose(np.asarray(narrow, np.float64), exact, rtol=2**-8, atol=2e-6)
 
 
 def test_a_filler_clip_is_finite(in_float64) -> None:  # type: ignore[no-untyped-def]

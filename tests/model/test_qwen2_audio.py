@@ -105,7 +105,7 @@ def test_full_size_generation_traces() -> None:
     )
     sampling = SamplingConfig(max_new_tokens=64, stop_ids=(151_645,))
     state = jax.eval_shape(lambda p, i: engine.prefill(p, i, 64, sampling), params, inputs)
-    assert state.cache.k.shape == (32, 1, 896, 32, 128)
+    assert state.cache.k.shape == (32, 1, 32, 896, 128)
     after = jax.eval_shape(
         lambda p, s: engine._decode_until(p, s, jnp.int32(64), 832, sampling), params, state
     )

@@ -93,6 +93,7 @@ def test_the_parts_of_a_program() -> None:
     assert (costliest.name, costliest.kind, costliest.num_executions) == ("product", "products", 5)
     assert costliest.source == "decoder/mlp/dot_general"
     assert [x.seconds for x in operations] == sorted((x.seconds for x in operations), reverse=True)
+    assert [x.name for x in predict(PROGRAM, CHIP, loops_only=True)] == ["product", "kernel"]
 
 
 def test_operations_of_attention_kernels() -> None:
@@ -110,6 +111,13 @@ def test_operations_of_attention_kernels() -> None:
     assert kernel("fwd", 128) == kernel("fwd", 64) == 2 * product
     assert kernel("dq", 128) == 3 * product and kernel("dkv", 128) == 4 * product
     assert kernel("fwd", 128, ", s32[256,128]{1,0}") == 2 * product * 3 / 4
+    # A dkv kernel that also gives the gradient of the queries: five products.
+    fused = "%splash_mha_dkv_x.1 = (bf16[2,4,256,128], bf16[2,4,256,128], bf16[1,2,4,256,128])"
+    operands = layouts.format(mask="s8[1,2,2]{2,1,0}", d=128, more="")
+    line = (
+        f"{fused} custom-call(%q), operand_layout_constraints={operands}, frontend_attributes={{}}"
+    )
+    assert kernel_flops(line) == 5 * product
     assert kernel_flops("%other = f32[1] custom-call(%q)") == 0
 
 

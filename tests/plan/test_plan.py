@@ -1,4 +1,4 @@
-"""Compiled plans: programs, memory, search."""
+"""Compiled plans: programs, memory."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Literal
 
 import pytest
 
-from qa_jax.config import load_run_config
 from qa_jax.errors import InputError
 from qa_jax.parallel import make_mesh
-from qa_jax.plan import find_target, make_plan, search
+from qa_jax.plan import find_target, make_plan
 from qa_jax.plan.collectives import collectives
+from qa_jax.plan.compiled import LOW_EFFORT_OPTIONS
 from qa_jax.plan.estimate import Shapes, batch_shapes
-from qa_jax.plan.plan import LOW_EFFORT_OPTIONS, lower_step
-from tests.plan.configs import CONFIGS, needs_libtpu, shallow
+from qa_jax.plan.plan import lower_step
+from tests.plan.configs import needs_libtpu, shallow
 
 T, FRAMES = 640, 1004
 """Lengths that no parameter has as a dimension, so that shapes identify arrays."""
@@ -90,16 +90,6 @@ def test_indivisible_rows_are_refused() -> None:
         InputError, match=r"8 rows cannot be sharded over 3 devices .*; choose a multiple of 3"
     ):
         make_plan(shallow(), find_target("h100:3"))
-
-
-def test_search() -> None:
-    config = load_run_config(
-        CONFIGS / "sft_7b.yaml", ["--optimizer.freeze=[encoder/embed_positions]"]
-    )
-    best = search(config, find_target("h100:8"))
-    assert best is not None and best.fits
-    assert best.remat == "dots" or best.mfu_bound > 0.7
-    assert search(config, find_target("a100:1")) is None
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")

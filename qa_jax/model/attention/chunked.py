@@ -11,9 +11,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from qa_jax.model.attention.mask import AttentionMask, dense_mask
 from qa_jax.model.gradients import at_least_float32, matmul_precision
+from qa_jax.model.module import ATTENTION_RESIDUALS
 from qa_jax.parallel import current_platform
 from qa_jax.typing import Array, Float, Int
 
@@ -97,8 +99,11 @@ def _forward(
     weights = jnp.exp(scores - highest)
     total = jnp.sum(weights, axis=-1, keepdims=True)
     out = _einsum("RTS,RSH->RTH", weights.astype(q.dtype), v)
-    out = (out / total).astype(q.dtype)
-    return out, (*inputs, out, highest + jnp.log(total))
+    out, log_sum_exp = (
+        checkpoint_name(x, ATTENTION_RESIDUALS)
+        for x in ((out / total).astype(q.dtype), highest + jnp.log(total))
+    )
+    return out, (*inputs, out, log_sum_exp)
 
 
 def _backward(

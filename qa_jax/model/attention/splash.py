@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from qa_jax.model.attention.mask import AttentionMask
+from qa_jax.model.module import ATTENTION_RESIDUALS
 from qa_jax.typing import Array, Float
 
 _LANES = 128
 _BLOCK_SIZES = (512, 256, 128)
 """Queries and keys per block; the largest that divides their number is used."""
+_MAX_FUSED_KEYS = 2048
 
 
 def splash_supported(q: Float[Array, "B T N H"], k: Float[Array, "B S K H"]) -> bool:
@@ -57,19 +59,26 @@ def _splash_kernel(
 
     size = next(b for b in _BLOCK_SIZES if num_tokens % b == 0)
     shape = (num_tokens, num_tokens)
-    head_mask = splash.CausalMask(shape) if is_causal else splash.FullMask(shape)
+    # One kernel for all gradients computes the scores once instead of twice, but writes a partial
+    # gradient of the queries for every block of keys: it is used where one block has all keys. A
+    # causal mask needs small blocks, to skip those that it hides.
+    fused = not is_causal and num_tokens <= _MAX_FUSED_KEYS
     block_sizes = splash.BlockSizes(
         block_q=size,
         block_kv=size,
         block_q_dkv=size,
-        block_kv_dkv=size,
-        block_q_dq=size,
-        block_kv_dq=size,
+        block_kv_dkv=num_tokens if fused else size,
+        block_kv_dkv_compute=size,
+        block_q_dq=None if fused else size,
+        block_kv_dq=None if fused else size,
+        use_fused_bwd_kernel=fused,
     )
+    head_mask = splash.CausalMask(shape) if is_causal else splash.FullMask(shape)
     return splash.make_splash_mha(
         splash.MultiHeadMask([head_mask] * num_heads),
         block_sizes=block_sizes,
         head_shards=1,
         q_seq_shards=1,
+        residual_checkpoint_name=ATTENTION_RESIDUALS,
         interpret=interpret,
     )
