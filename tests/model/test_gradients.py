@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from qa_jax.config import MeshConfig
-from qa_jax.model.gradients import convolve, embed, expand, matmul
+from qa_jax.model.gradients import (
+    convolve,
+    embed,
+    expand,
+    materialize_cotangent,
+    materialize_on_tpu,
+    matmul,
+)
 from qa_jax.parallel import make_mesh
 
 
@@ -79,3 +86,20 @@ def test_gradients_are_those_of_autodiff(name: str) -> None:
 
 def _structs(*shapes: tuple[int, ...]) -> list[jax.ShapeDtypeStruct]:
     return [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
+
+
+@pytest.mark.parametrize(
+    ("platform", "cotangents", "norms"), [("cpu", 1, 0), ("gpu", 0, 0), ("tpu", 1, 2)]
+)
+def test_what_is_materialized(
+    monkeypatch: pytest.MonkeyPatch, platform: str, cotangents: int, norms: int
+) -> None:
+    """Cotangents of products on CPUs and TPUs; values and cotangents of norms on TPUs."""
+    monkeypatch.setattr("qa_jax.model.gradients.current_platform", lambda: platform)
+
+    def barriers(function: Callable[[jax.Array], jax.Array]) -> int:
+        gradient = jax.grad(lambda x: jnp.sum(jnp.sin(function(x))))
+        return str(jax.make_jaxpr(gradient)(jnp.ones(3))).count("optimization_barrier")
+
+    assert barriers(lambda x: materialize_cotangent(2 * x)) == cotangents
+    assert barriers(lambda x: materialize_on_tpu(2 * x)) == norms

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from qa_jax.config import ModelConfig
-from qa_jax.model import Qwen2Audio, bind, initialize
+from qa_jax.model import AttentionMask, Qwen2Audio, TextDecoder, bind, initialize
 
 
 @pytest.mark.parametrize("unroll", [False, True])
@@ -30,3 +31,28 @@ def test_remat_saves_memory_however_layers_are_compiled(tiny: ModelConfig, unrol
         compiled = jax.jit(jax.grad(loss)).lower(params).compile()
         temporaries[remat] = compiled.memory_analysis().temp_size_in_bytes
     assert temporaries["full"] < 0.6 * temporaries["none"], temporaries
+
+
+def test_remat_attention_computes_attention_once(tiny: ModelConfig) -> None:
+    """Full recomputation has one more product, and the softmax."""
+    config = dataclasses.replace(tiny.text, num_hidden_layers=2)
+    t, d = 256, config.hidden_size
+    flops = {}
+    for remat in ("full", "attention"):
+        model = TextDecoder(config, remat=remat)
+        bound = bind(model)
+        positions, ones = jnp.arange(t)[None], jnp.ones((1, t), jnp.int32)
+        mask = AttentionMask(ones, ones, is_causal=True)
+
+        def loss(params: dict, x: jax.Array, bound=bound, inputs=(positions, mask)) -> jax.Array:  # type: ignore[no-untyped-def]
+            return jnp.sum(bound(params)(x, *inputs)[0] ** 2)
+
+        params = jax.eval_shape(lambda model=model: initialize(model, jax.random.key(0)))
+        x = jax.ShapeDtypeStruct((1, t, d), jnp.float32)
+        compiled = jax.jit(jax.grad(loss)).lower(params, x).compile()
+        costs: Any = compiled.cost_analysis()
+        flops[remat] = costs["flops"]
+    # The compiler counts the scanned layer once. Attention's forward pass is two products, of which
+    # the backward pass needs the first in any case.
+    product = 2 * t * t * config.num_attention_heads * config.head_dim
+    assert product < flops["full"] - flops["attention"] < 2 * product
