@@ -32,6 +32,7 @@ ANY_SHAPE = {
     "qa_jax.model.layers.Linear.project",
     "qa_jax.model.gradients.matmul",
     "qa_jax.model.gradients.materialize_cotangent",
+    "qa_jax.model.gradients.materialize_on_tpu",
     "qa_jax.model.gradients.expand",
     "qa_jax.lora.layers.LoraLinear.project",
     "qa_jax.parallel.mesh.constrain",

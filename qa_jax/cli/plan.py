@@ -62,6 +62,12 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_run_config(arguments.config, arguments.overrides)
     target = find_target(arguments.topology, arguments.slices)
 
+    if not 0 < arguments.kernel_efficiency <= 1:
+        raise InputError(
+            "--kernel-efficiency",
+            f"{arguments.kernel_efficiency} is no fraction of the peak",
+            "choose one above 0 and up to 1",
+        )
     cache = arguments.cache.expanduser()
     options = {"quick": arguments.quick, "kernel_efficiency": arguments.kernel_efficiency}
 

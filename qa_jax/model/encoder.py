@@ -19,7 +19,7 @@ _SQRT_HALF = 0.5**0.5
 _TPU_TILE = 128
 
 
-def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+def gelu(x: Float[Array, "A P D"]) -> Float[Array, "A P D"]:
     """Whisper's exact GELU in at least float32, as PyTorch computes it.
 
     `jax.nn.gelu` takes erfc, which is much longer on TPUs, and rounds it to x's dtype.

@@ -5,13 +5,17 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import re
 import time
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+
+from qa_jax.errors import InputError
 
 LOW_EFFORT_OPTIONS: Any = {"exec_time_optimization_effort": -1.0, "memory_fitting_effort": -1.0}
 """Compiler options for `--quick` (libtpu 0.0.42: 7 s instead of 47 s for a decoder layer)."""
@@ -75,14 +79,24 @@ def compile_cached(
         cache_dir: directory of earlier results; None to compile in any case.
         key: what the result depends on besides the program's text and `quick`: the compiler, its
             options, the devices.
+
+    Raises:
+        InputError: if the directory cannot be created.
     """
     path = None
     if cache_dir is not None:
         parts = json.dumps({**(key or {}), "quick": quick}, sort_keys=True)
         digest = hashlib.sha256((parts + lowered.as_text()).encode()).hexdigest()
         path = cache_dir / f"{digest[:32]}.json.gz"
-        if path.exists():
-            return CompiledProgram(**json.loads(gzip.decompress(path.read_bytes())))
+        kept = _read(path)
+        if kept is not None:
+            return kept
+        try:
+            cache_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                str(cache_dir), f"cannot be created ({error.strerror})", "choose another --cache"
+            ) from None
     started = time.perf_counter()
     compiled, problem = compile_or_problem(lowered, quick)
     seconds = time.perf_counter() - started
@@ -90,11 +104,18 @@ def compile_cached(
     if compiled is not None:
         program = read_program(compiled, seconds)
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".new")
+        unfinished = path.with_suffix(f".{os.getpid()}")
         unfinished.write_bytes(gzip.compress(json.dumps(program._asdict()).encode()))
         unfinished.replace(path)
     return program
+
+
+def _read(path: Path) -> CompiledProgram | None:
+    """An earlier result; None if there is none, or it is damaged."""
+    try:
+        return CompiledProgram(**json.loads(gzip.decompress(path.read_bytes())))
+    except (OSError, EOFError, ValueError, TypeError, zlib.error):
+        return None
 
 
 def _out_of_memory(text: str) -> str:

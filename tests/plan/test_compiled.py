@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from qa_jax.errors import InputError
 from qa_jax.plan import compiled
 from qa_jax.plan.compiled import compile_cached
 
@@ -36,3 +37,13 @@ def test_a_program_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert calls == [False, True, False]
     compile_cached(lowered(8), False)
     assert len(calls) == 4
+
+
+def test_a_damaged_or_impossible_cache(tmp_path: Path) -> None:
+    compile_cached(lowered(8), False, tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-20])
+    assert compile_cached(lowered(8), False, tmp_path).text
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file: cannot be created .*; choose another --cache"):
+        compile_cached(lowered(8), False, tmp_path / "file")
