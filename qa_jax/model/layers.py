@@ -142,6 +142,8 @@ def _swap_halves(x: Float[Array, "B T N H"]) -> Float[Array, "B T N H"]:
     if current_platform() != "tpu":
         return jnp.concatenate([x[..., half:], x[..., :half]], axis=-1)
     # Exact, since each sum has one term. TPUs move data across lanes slowly, and the compiler
-    # fuses this product with the multiplications around it.
+    # fuses this product with the multiplications around it. It has a batch dimension, so that
+    # `remat: dots` does not save its result.
     swap = jnp.roll(jnp.eye(2 * half, dtype=x.dtype), half, axis=1)
-    return jnp.einsum("BTNH,HG->BTNG", x, swap, precision=matmul_precision(x.dtype))
+    swap = jnp.broadcast_to(swap, (x.shape[0], *swap.shape))
+    return jnp.einsum("BTNH,BHG->BTNG", x, swap, precision=matmul_precision(x.dtype))
