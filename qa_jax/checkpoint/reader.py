@@ -21,8 +21,9 @@ _COMMITTED = "commit_success.txt"
 
 
 def step_path(directory: PathLike, step: int) -> AnyPath:
-    """The directory of a step."""
-    return as_path(directory) / STEPS / str(step)
+    """The directory of a step, absolute, as Orbax demands."""
+    root = as_path(directory)
+    return (root if is_remote(root) else root.absolute()) / STEPS / str(step)
 
 
 def all_steps(directory: PathLike) -> list[int]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from qa_jax import checkpoint
 from qa_jax.checkpoint.array_store import create_arrays
@@ -25,6 +26,19 @@ def test_readers_leave_a_save_in_progress_alone(tiny_checkpoint: Path, tmp_path:
     checkpoint.load_params(tmp_path / "run", checkpoint.read_config(tmp_path / "run"))
     assert checkpoint.find_step(tmp_path / "run") == 0
     assert sorted(p for p in tmp_path.rglob("*")) == before
+
+
+def test_directories_may_be_relative(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Orbax takes absolute paths only."""
+    monkeypatch.chdir(tmp_path)
+    config = checkpoint.read_config(tiny_checkpoint)
+    params = checkpoint.load_params(tiny_checkpoint, config)
+    checkpoint.create("run", config, tiny_checkpoint)
+    checkpoint.save_params("run", params)
+    found = checkpoint.load_params("run", config)  # reads the metadata, then the arrays
+    jax.tree.map(np.testing.assert_array_equal, found, params)
 
 
 def test_reading_creates_nothing(tmp_path: Path) -> None:
