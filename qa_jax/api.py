@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, overload
 
 import jax
@@ -17,9 +16,8 @@ from qa_jax.config import Dtype, ModelConfig, SamplingConfig, from_generation_co
 from qa_jax.data import Batch, Message, Processor, Tokenizer, load_tokenizer
 from qa_jax.data.tokenizer import END_OF_TEXT, IM_END
 from qa_jax.errors import InputError
-from qa_jax.generate import Engine
+from qa_jax.generate import Engine, requests_of_batch
 from qa_jax.generate.inputs import UserBatch
-from qa_jax.parallel import num_batch_shards
 from qa_jax.paths import AnyPath, PathLike, as_path
 from qa_jax.typing import Float, Params
 
@@ -37,6 +35,7 @@ class LoadedModel:
         default_sampling: settings of generation that a call does not give: those of
             generation_config.json, or greedy.
         mesh: the parameters' mesh, or None for one device.
+        engine: what answers.
     """
 
     def __init__(
@@ -49,7 +48,7 @@ class LoadedModel:
     ) -> None:
         self.config, self.params, self.processor = config, params, processor
         self.default_sampling, self.mesh = default_sampling, mesh
-        self._engine = Engine(config, params, num_batch_shards(mesh))
+        self.engine = Engine(config, params, mesh)
 
     def logits(self, batch: UserBatch) -> Float[np.ndarray, "B T V"]:
         """Logits of the next token at every position; those at padding are meaningless.
@@ -61,8 +60,7 @@ class LoadedModel:
         Returns:
             float32 (float64 for a float64 model).
         """
-        with self._on_mesh():
-            return self._engine.logits(batch)
+        return self.engine.logits(batch)
 
     def generate(self, batch: UserBatch, **settings: Any) -> list[list[int]]:
         """Generates an answer for each row of a batch.
@@ -77,9 +75,7 @@ class LoadedModel:
             Each row's new token ids, including the stop id that ended it. Outputs do not depend on
             the other rows of the batch.
         """
-        sampling = self._sampling(settings)
-        with self._on_mesh():
-            return self._engine.generate(batch, sampling)
+        return self.engine.generate(batch, self._sampling(settings))
 
     @overload
     def chat(
@@ -105,34 +101,30 @@ class LoadedModel:
 
     def answer(self, batch: Batch, *, stream: bool = False, **settings: Any) -> Any:
         """The answer to a batch of one row as text, or as an iterator over its parts."""
-        sampling = self._sampling(settings)
-        if stream:
-            return self._stream_text(batch, sampling)
-        tokenizer = self.require_processor().tokenizer
-        with self._on_mesh():
-            return tokenizer.decode(self._engine.generate(batch, sampling)[0])
+        parts = self._stream_text(batch, self._sampling(settings))
+        return parts if stream else "".join(parts)
 
     def _stream_text(self, batch: Batch, sampling: SamplingConfig) -> Iterator[str]:
-        tokenizer, emitted = self.require_processor().tokenizer, ""
-        ids: list[int] = []
-        for new in self._engine.stream(batch, sampling):
-            ids += new[0]
-            text = tokenizer.decode(ids)
-            # A character may span tokens; its first bytes alone decode to U+FFFD and are held back.
-            if len(text) > len(emitted) and not text.endswith("\ufffd"):
-                yield text[len(emitted) :]
-                emitted = text
-        remaining = tokenizer.decode(ids)[len(emitted) :]
-        if remaining:
-            yield remaining
+        decode = self.require_processor().tokenizer.decode
+        request = requests_of_batch(batch, self.config, sampling, decode)[0]
+        answer, length = self.engine.submit(request), 0
+        try:
+            while answer.finish_reason is None:
+                self.engine.step()
+                if len(answer.text) > length:
+                    yield answer.text[length:]
+                    length = len(answer.text)
+        finally:
+            self.engine.cancel(answer)  # of a reader who went away
 
     def _sampling(self, settings: dict[str, Any]) -> SamplingConfig:
         known = {f.name for f in dataclasses.fields(SamplingConfig)}
         for name in settings:
             if name not in known:
                 raise InputError(name, "no such generation setting", ", ".join(sorted(known)))
-        if "stop_ids" in settings:
-            settings["stop_ids"] = tuple(settings["stop_ids"])
+        for name in ("stop_ids", "stop"):
+            if name in settings:
+                settings[name] = tuple(settings[name])
         return dataclasses.replace(self.default_sampling, **settings)
 
     def require_processor(self) -> Processor:
@@ -142,9 +134,6 @@ class LoadedModel:
                 "processor", "the checkpoint has no tokenizer", "copy its files beside the weights"
             )
         return self.processor
-
-    def _on_mesh(self) -> AbstractContextManager[object]:
-        return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
 
 def load(

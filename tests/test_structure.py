@@ -13,8 +13,10 @@ ROOT = Path(__file__).parents[1]
 CODE = ["qa_jax", "tools", "tests", "benchmarks"]
 # Tests of several modules at once.
 END_TO_END = {"parity", "sharding", "jobs", "fuzz", "storage", "test_types.py", "test_structure.py"}
-# Not the forward pass: initialization, gradients, FLOPs, the kernels that `dispatch.py` chooses.
+# Not the forward pass: initialization, gradients, FLOPs, the kernels that `dispatch.py` chooses,
+# and the KV cache.
 NOT_FORWARD = {"params.py", "gradients.py", "flops.py", "chunked.py", "splash.py", "cudnn.py"}
+NOT_FORWARD |= {"cache.py", "cached.py"}
 
 
 def modules(*folders: str) -> Iterator[Path]:

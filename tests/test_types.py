@@ -17,9 +17,9 @@ from jaxtyping import AbstractArray, TypeCheckError
 import qa_jax
 from qa_jax.config import DPOConfig, SamplingConfig
 from qa_jax.data.processor import Batch
-from qa_jax.generate import sample_token
+from qa_jax.generate.sampling import RowSettings, sample_tokens
 from qa_jax.model import AttentionMask, LogMel
-from qa_jax.model.attention import dot_product_attention
+from qa_jax.model.attention import cached_attention, dot_product_attention
 from qa_jax.model.frontend import log_mel_from_power
 from qa_jax.model.layers import apply_rope
 from qa_jax.model.qwen2_audio import merge_audio_embeddings, segment_positions
@@ -118,9 +118,13 @@ CALLS: dict[str, tuple[Callable, list]] = {
         lambda *x: dpo_loss(DPOConfig(), *x),
         [FLOATS((B, T)), FLOATS((B,)), jnp.ones((B, T), bool)],
     ),
-    "sample_token": (
-        lambda logits, keys: sample_token(logits, None, 0, keys, SamplingConfig()),
-        [FLOATS((B, V)), jax.random.split(jax.random.key(0), B)],
+    "sample_tokens": (
+        lambda logits, *x: sample_tokens(logits, *x, RowSettings.of([SamplingConfig()] * B)),
+        [FLOATS((B, V)), jnp.zeros((B, V), bool), IDS(B, V), IDS(B)],
+    ),
+    "cached_attention": (
+        lambda q, k, v, p: cached_attention(q, k, v, positions=p),
+        [FLOATS((B, T, N, H)), FLOATS((B, N, 9, H)), FLOATS((B, N, 9, H)), IDS(B, T)],
     ),
 }
 

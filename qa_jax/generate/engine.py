@@ -1,198 +1,317 @@
-"""Prefill, then decoding token by token; each compiled once per length bucket."""
+"""The engine: requests come and go, while all slots are decoded together.
+
+A request waits for a slot, is prefilled in chunks between the others' decode steps, and is decoded
+until it is finished. The slot then keeps its entries, and a later request with the same beginning
+(the next turn, the same clip with another question) is prefilled from where they differ.
+"""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator
-from typing import NamedTuple
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from qa_jax.config import ModelConfig, SamplingConfig
 from qa_jax.errors import InputError
-from qa_jax.generate.inputs import ModelInputs, UserBatch, prepare_inputs
-from qa_jax.generate.sampling import sample_token
-from qa_jax.model import AttentionMask, AudioInput, KVCache, Qwen2Audio, bind, unstack
-from qa_jax.typing import Array, Bool, Float, Int, Key, Params
+from qa_jax.generate.audio_cache import AudioCache
+from qa_jax.generate.buckets import GROUP_TOKENS, Buckets, group_rows
+from qa_jax.generate.inputs import UserBatch, prepare_inputs
+from qa_jax.generate.requests import Answer, Request, TokenInfo, requests_of_batch
+from qa_jax.generate.sampling import RowSettings, Sampled
+from qa_jax.generate.scheduler import Scheduler, Slot
+from qa_jax.generate.slots import BURST, Programs, Prompts, Slots
+from qa_jax.model import AudioInput, Qwen2Audio, unstack
+from qa_jax.parallel import current_platform, num_batch_shards
+from qa_jax.typing import DType, Float, Params
 
-CACHE_MULTIPLE = 64
-"""The cache has room for a multiple of so many new tokens."""
-
-
-class DecodeState(NamedTuple):
-    """The state of decoding.
-
-    Attributes:
-        cache: keys and values of prompt and answer.
-        attention_mask: cache entries that contain a token.
-        position: of the newest token.
-        tokens: the answers so far, padded by -1.
-        length: decode step: the number of tokens generated for rows that have not stopped.
-        done: rows that have stopped.
-        seen: for the repetition penalty, or None.
-        keys: random keys.
-    """
-
-    cache: KVCache
-    attention_mask: Bool[Array, "B S"]
-    position: Int[Array, " B"]
-    tokens: Int[Array, "B new"]
-    length: Int[Array, ""]
-    done: Bool[Array, " B"]
-    seen: Bool[Array, "B V"] | None
-    keys: Key[Array, " B"]
+_BURST_SECONDS = 0.05
+"""About how long a burst may take, so that streams are smooth and new requests wait little."""
 
 
 class Engine:
-    """Logits and generation.
+    """Answers requests.
+
+    Safe to use from several threads; whoever calls `step` advances all answers.
 
     Args:
         config: the model's.
         params: its parameters, on their devices.
-        num_batch_shards: shards of the batch.
+        mesh: theirs; None for one device.
+        num_slots: answers decoded together.
+        capacity: the most tokens of a prompt with its answer; the model's maximum by default.
+        cache_dtype: of keys and values: the model's by default, or "int8".
+        max_audio_bytes: audio embeddings kept.
     """
 
-    def __init__(self, config: ModelConfig, params: Params, num_batch_shards: int = 1) -> None:
-        model = Qwen2Audio(config)
-        self.config, self.num_batch_shards = config, num_batch_shards
-        self.params = unstack(model, params) if config.unroll_layers else params
-        self._bound = bind(model)
-        self._logits_jit = jax.jit(self._logits)
-        self.prefill_jit = jax.jit(self.prefill, static_argnames=("new_entries", "sampling"))
-        self.decode_jit = jax.jit(
-            self._decode_until, static_argnames=("prompt_length", "sampling"), donate_argnums=1
-        )
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: Params,
+        mesh: Mesh | None = None,
+        *,
+        num_slots: int = 8,
+        capacity: int | None = None,
+        cache_dtype: DType = None,
+        max_audio_bytes: int = 2**28,
+    ) -> None:
+        self.config, self.mesh = config, mesh
+        self.params = unstack(Qwen2Audio(config), params) if config.unroll_layers else params
+        self.programs = Programs(config)
+        self._unit = num_batch_shards(mesh)
+        self.num_slots = -(-num_slots // self._unit) * self._unit
+        limit = config.text.max_position_embeddings
+        self._cache_dtype = np.dtype(cache_dtype or config.dtype)
+        self.audio_cache = AudioCache(self._encode, config, max_audio_bytes, self._unit)
+        self._lock = threading.RLock()
+        self._state: Slots | None = None
+        self._step_seconds = 0.0
+        with self._on_mesh():
+            self.buckets = Buckets(min(capacity or limit, limit), current_platform())
+        self._scheduler = Scheduler(self.num_slots, self.buckets, self._copy)
+
+    def _on_mesh(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
+    # Whole batches.
 
     def logits(self, batch: UserBatch) -> Float[np.ndarray, "B T V"]:
         """Logits of every position, float32 (float64 for a float64 model)."""
-        inputs = prepare_inputs(batch, self.config, 1, self.num_batch_shards)
-        return np.asarray(self._logits_jit(self.params, inputs))[: len(batch["input_ids"])]
+        inputs = prepare_inputs(batch, self.config, 1, self._unit)
+        audio = None
+        if inputs.waveform is not None and inputs.num_frames is not None:
+            audio = AudioInput(inputs.waveform, inputs.num_frames)
+        with self._on_mesh():
+            logits = self.programs.logits(self.params, inputs.tokens, inputs.attention_mask, audio)
+        return np.asarray(logits)[: len(batch["input_ids"])]
 
     def generate(self, batch: UserBatch, sampling: SamplingConfig) -> list[list[int]]:
         """New tokens of every row, including the stop id that ended it."""
-        state, prompt_length = self._start(batch, sampling)
-        n = sampling.max_new_tokens
-        state = self.decode_jit(
-            self.params, state, n, prompt_length=prompt_length, sampling=sampling
-        )
-        tokens = np.asarray(state.tokens)[: len(batch["input_ids"]), :n]
-        return [[int(t) for t in row if t >= 0] for row in tokens]
+        requests = requests_of_batch(batch, self.config, sampling)
+        for request in requests:
+            self.check(request)
+        answers = [self.submit(request) for request in requests]
+        self.finish(answers)
+        return [answer.tokens for answer in answers]
 
-    def stream(self, batch: UserBatch, sampling: SamplingConfig) -> Iterator[list[list[int]]]:
-        """The new tokens of every row after each decode step, by `generate`'s compiled program."""
-        num_rows = len(batch["input_ids"])
-        state, prompt_length = self._start(batch, sampling)
-        for n in range(1, sampling.max_new_tokens + 1):
-            if n > 1:
-                state = self.decode_jit(
-                    self.params, state, n, prompt_length=prompt_length, sampling=sampling
-                )
-            column = np.asarray(state.tokens[:, n - 1])
-            if (column < 0).all():
-                return
-            yield [[int(t)] if t >= 0 else [] for t in column[:num_rows]]
+    def run(self, requests: Iterable[Request]) -> Iterator[Answer]:
+        """Answers of many requests as they are finished, reading requests as they are needed."""
+        source, running = iter(requests), list[Answer]()
+        exhausted = False
+        while running or not exhausted:
+            while not exhausted and len(running) < 2 * self.num_slots:
+                request = next(source, None)
+                if request is None:
+                    exhausted = True
+                else:
+                    running.append(self.submit(request))
+            self.step()
+            done = [answer for answer in running if answer.finish_reason is not None]
+            running = [answer for answer in running if answer.finish_reason is None]
+            yield from done
 
-    def _start(self, batch: UserBatch, sampling: SamplingConfig) -> tuple[DecodeState, int]:
-        """Prefill of a batch, and the length of its padded prompts."""
-        inputs = prepare_inputs(batch, self.config, num_batch_shards=self.num_batch_shards)
-        new_entries = -(-sampling.max_new_tokens // CACHE_MULTIPLE) * CACHE_MULTIPLE
-        longest = int(inputs.attention_mask.sum(axis=1).max()) + sampling.max_new_tokens
-        if longest > self.config.text.max_position_embeddings:
+    def finish(self, answers: Iterable[Answer]) -> None:
+        """Runs until these are finished."""
+        for answer in answers:
+            while answer.finish_reason is None:
+                self.step()
+
+    # Requests.
+
+    def check(self, request: Request) -> None:
+        """Raises InputError for a request that no slot can hold."""
+        limit, needed = self.buckets.capacity, request.num_entries
+        if needed > limit:
+            whose = "the model has"
+            if limit < self.config.text.max_position_embeddings:
+                whose = "a slot of this engine has"
             raise InputError(
                 "prompt",
-                f"with {sampling.max_new_tokens} new tokens it takes {longest} positions, the "
-                f"model has {self.config.text.max_position_embeddings}",
+                f"with {request.sampling.max_new_tokens} new tokens it takes {needed} positions, "
+                f"{whose} {limit}",
                 "shorten it, or reduce --max-new-tokens",
             )
-        state = self.prefill_jit(self.params, inputs, new_entries=new_entries, sampling=sampling)
-        return state, inputs.tokens.shape[1]
 
-    def _logits(self, params: Params, inputs: ModelInputs) -> Float[Array, "B T V"]:
-        model = self._bound(params)
-        hidden, _ = model(inputs.tokens, inputs.attention_mask, _audio_input(inputs))
-        return model.logits(hidden)
+    def submit(self, request: Request) -> Answer:
+        """Puts a request in the queue; `step` fills its answer. Raises InputError as `check`."""
+        self.check(request)
+        answer = Answer(request)
+        with self._lock:
+            self._scheduler.waiting.append(answer)
+        return answer
 
-    def prefill(
-        self, params: Params, inputs: ModelInputs, new_entries: int, sampling: SamplingConfig
-    ) -> DecodeState:
-        """Runs the prompts, and samples each row's first token.
+    def cancel(self, answer: Answer) -> None:
+        """Ends an answer where it is; its slot is free from the next step on."""
+        with self._lock:
+            self._scheduler.cancel(answer)
 
-        `new_entries` is the room for new tokens in the cache.
-        """
-        model, mask = self._bound(params), inputs.attention_mask
-        b, t = inputs.tokens.shape
-        cache = KVCache.zeros(self.config.text, b, t + new_entries, self.config.dtype)
-        hidden, filled = model(inputs.tokens, mask, _audio_input(inputs), cache=cache)
-        assert filled is not None
-        logits = model.logits(hidden[:, -1])
-        seen = None
-        if sampling.repetition_penalty != 1.0:
-            rows = jnp.arange(b)[:, None]
-            seen = jnp.zeros(logits.shape, bool).at[rows, inputs.tokens].max(mask)
-        key = jax.random.key(sampling.seed)
-        state = DecodeState(
-            cache=filled,
-            attention_mask=jnp.pad(mask, ((0, 0), (0, new_entries))),
-            position=jnp.sum(mask, axis=1) - 1,
-            tokens=jnp.full((b, new_entries), -1, jnp.int32),
-            length=jnp.zeros((), jnp.int32),
-            done=~jnp.any(mask, axis=1),
-            seen=seen,
-            keys=jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(b)),
+    def num_running(self) -> int:
+        """Answers in slots."""
+        return sum(slot.answer is not None for slot in self._scheduler.slots)
+
+    def num_waiting(self) -> int:
+        """Answers in the queue."""
+        return len(self._scheduler.waiting)
+
+    def step(self) -> bool:
+        """One call of prefill, if a prompt waits, and a burst of decode steps; whether there was
+        anything to do."""
+        with self._lock, self._on_mesh():
+            self._scheduler.drop_cancelled()
+            self._scheduler.assign()
+            slots = self._scheduler.slots
+            prefilling = [slot for slot in slots if slot.chunks]
+            if prefilling:
+                self._prefill(prefilling)
+            decoding = [s for s in slots if s.answer is not None and not s.chunks]
+            if decoding:
+                self._decode(decoding)
+            return bool(prefilling or decoding)
+
+    # Slots.
+
+    @property
+    def _device_state(self) -> Slots:
+        if self._state is None:
+            self._state = self.programs.empty(
+                self.num_slots, self.buckets.length, self._cache_dtype
+            )
+        return self._state
+
+    # Calls of the programs.
+
+    def _encode(self, audio: AudioInput) -> Float[np.ndarray, "A P D"]:
+        return np.asarray(self.programs.encode(self.params, audio))
+
+    def _copy(self, source: Slot, destination: Slot, count: int) -> None:
+        """Copies the first `count` entries."""
+        self._state = self.programs.copy(
+            self._device_state,
+            np.int32(source.index),
+            np.int32(destination.index),
+            np.int32(count),
+            window=self.buckets.decode_window(count),
         )
-        return _append_token(state, logits, sampling)
 
-    def _decode_until(
-        self,
-        params: Params,
-        state: DecodeState,
-        num_tokens: jax.Array,
-        prompt_length: int,
-        sampling: SamplingConfig,
-    ) -> DecodeState:
-        """Decodes until the answers have `num_tokens` tokens or all rows have stopped."""
-        model = self._bound(params)
+    def _prefill(self, prefilling: list[Slot]) -> None:
+        """The next chunk of the first prompt; with those of others, if all are short."""
+        first = min(prefilling, key=lambda s: s.answer.submitted if s.answer else 0.0)
+        chunk, rows = first.chunks[0], [first]
+        if _is_short(first):
+            same = [s for s in prefilling if _is_short(s) and s.chunks[0].size == chunk.size]
+            rows = same[: group_rows(self._unit)]
+        count = self._unit if len(rows) <= self._unit else group_rows(self._unit)
+        prompts = self._prompts(rows, count, chunk.size)
+        self._state, sampled = self.programs.prefill(
+            self.params, self._device_state, prompts, window=chunk.window
+        )
+        for slot in rows:
+            assert slot.answer is not None
+            end = len(slot.content) + slot.chunks.pop(0).num_tokens
+            slot.content = slot.answer.request.content[:end]
+        last = [slot for slot in rows if not slot.chunks]
+        if last:
+            self._collect(jax.tree.map(lambda x: x[None], sampled), dict(enumerate(rows)), 1)
 
-        def cond_fn(state: DecodeState) -> jax.Array:
-            return (state.length < num_tokens) & ~jnp.all(state.done)
+    def _prompts(self, rows: list[Slot], count: int, size: int) -> Prompts:
+        vocab, width = self.config.text.vocab_size, self.config.text.hidden_size
+        settings = [SamplingConfig(max_new_tokens=1)] * count
+        prompts = Prompts(
+            tokens=np.zeros((count, size), np.int32),
+            num_tokens=np.zeros(count, np.int32),
+            slots=np.full(count, self.num_slots, np.int32),
+            start=np.zeros(count, np.int32),
+            audio=np.zeros((count, size, width), self.programs.dtype),
+            is_last=np.zeros(count, bool),
+            in_prompt=np.zeros((count, vocab), bool),
+            settings=RowSettings.of(settings),
+        )
+        for i, slot in enumerate(rows):
+            assert slot.answer is not None
+            request, start = slot.answer.request, len(slot.content)
+            end = start + slot.chunks[0].num_tokens
+            prompts.tokens[i, : end - start] = request.tokens[start:end]
+            prompts.num_tokens[i], prompts.slots[i] = end - start, slot.index
+            prompts.start[i], prompts.is_last[i] = start, end == request.tokens.size
+            if prompts.is_last[i]:
+                prompts.in_prompt[i, request.tokens] = True
+                settings[i] = request.sampling
+            self._place_audio(prompts.audio[i], request, start, end)
+        return prompts._replace(settings=RowSettings.of(settings))
 
-        def body_fn(state: DecodeState) -> DecodeState:
-            newest = state.length - 1
-            cache_index = prompt_length + newest
-            tokens = jnp.maximum(state.tokens[:, newest], 0)[:, None]
-            attention_mask = state.attention_mask.at[:, cache_index].set(True)
-            position = state.position + 1
-            x = model.decoder.embed(tokens, model.dtype)
-            # Entries that are not filled yet are masked, so no causal mask is needed.
-            mask = AttentionMask(jnp.ones_like(tokens), attention_mask.astype(jnp.int32))
-            hidden, cache = model.decoder(x, position[:, None], mask, state.cache, cache_index)
-            assert cache is not None
-            state = state._replace(cache=cache, attention_mask=attention_mask, position=position)
-            return _append_token(state, model.logits(hidden[:, 0]), sampling)
+    def _place_audio(
+        self, row: Float[np.ndarray, "T D"], request: Request, start: int, end: int
+    ) -> None:
+        """Puts the embeddings of clips between two entries of a prompt into its row."""
+        for clip, digest, at in zip(
+            request.clips, request.digests, request.clip_starts, strict=True
+        ):
+            count = clip.num_tokens
+            if at < end and at + count > start:
+                embeds = self.audio_cache.embeddings(clip, digest)
+                lo, hi = max(at, start), min(at + count, end)
+                row[lo - start : hi - start] = embeds[lo - at : hi - at]
 
-        return jax.lax.while_loop(cond_fn, body_fn, state)
+    def _decode(self, decoding: list[Slot]) -> None:
+        active = np.zeros(self.num_slots, bool)
+        active[[slot.index for slot in decoding]] = True
+        rows, by_row = None, {slot.index: slot for slot in decoding}
+        if len(decoding) == 1 and self._unit == 1:
+            rows, by_row = np.array([decoding[0].index], np.int32), {0: decoding[0]}
+        steps = BURST
+        if self._step_seconds:
+            steps = max(1, min(BURST, int(_BURST_SECONDS / self._step_seconds)))
+        longest = max(len(slot.content) for slot in decoding)
+        started = time.perf_counter()
+        self._state, sampled = self.programs.decode(
+            self.params,
+            self._device_state,
+            rows,
+            active,
+            np.int32(steps),
+            np.bool_(bool(self._scheduler.waiting)),
+            window=self.buckets.decode_window(longest),
+        )
+        done = self._collect(sampled, by_row, BURST)
+        self._step_seconds = (time.perf_counter() - started) / max(1, done)
+
+    def _collect(self, sampled: Sampled, rows: dict[int, Slot], steps: int) -> int:
+        """Adds tokens (steps, rows) to the answers; returns the steps that were made."""
+        sampled, done = jax.device_get(sampled), 0
+        for row, slot in rows.items():
+            answer = slot.answer
+            if answer is None or slot.chunks:
+                continue
+            settings = answer.request.sampling
+            for i in range(steps):
+                token = int(sampled.token[i, row])
+                if token < 0:
+                    break
+                done = max(done, i + 1)
+                if answer.generated:  # the token before has been decoded from, and has an entry
+                    slot.content = np.append(slot.content, np.uint64(answer.generated[-1].token))
+                top = zip(
+                    sampled.top_ids[i, row, : settings.top_logprobs].tolist(),
+                    sampled.top_logprobs[i, row, : settings.top_logprobs].tolist(),
+                    strict=True,
+                )
+                info = TokenInfo(token, float(sampled.logprob[i, row]), list(top))
+                answer.add(info)
+                if answer.finish_reason is not None:
+                    self._scheduler.release(slot)
+                    break
+        return done
 
 
-def _audio_input(inputs: ModelInputs) -> AudioInput | None:
-    if inputs.waveform is None or inputs.num_frames is None:
-        return None
-    return AudioInput(inputs.waveform, inputs.num_frames)
-
-
-def _append_token(state: DecodeState, logits: jax.Array, sampling: SamplingConfig) -> DecodeState:
-    """Samples every row's next token; rows that are done get none."""
-    keys = jax.vmap(functools.partial(jax.random.fold_in, data=state.length))(state.keys)
-    token = sample_token(logits, state.seen, state.length, keys, sampling)
-    written = jnp.where(state.done, -1, token)
-    seen = state.seen
-    if seen is not None:
-        seen = seen.at[jnp.arange(token.shape[0]), token].max(~state.done)
-    done = state.done | jnp.isin(token, jnp.array(sampling.stop_ids, jnp.int32))
-    return state._replace(
-        tokens=state.tokens.at[:, state.length].set(written),
-        length=state.length + 1,
-        done=done,
-        seen=seen,
+def _is_short(slot: Slot) -> bool:
+    """Whether a prompt is prefilled from its beginning in one small call."""
+    return (
+        len(slot.chunks) == 1
+        and not len(slot.content)
+        and slot.chunks[0].size <= GROUP_TOKENS
+        and slot.chunks[0].window == 0
     )

@@ -61,20 +61,8 @@ def prepare_inputs(
     Raises:
         InputError: for unknown keys, or different numbers of audio tokens and audio features.
     """
-    unknown = set(batch) - KEYS
-    if unknown or "input_ids" not in batch:
-        raise InputError(
-            "batch",
-            f"unknown keys {sorted(unknown)}" if unknown else "has no input_ids",
-            f"give {', '.join(sorted(KEYS))}",
-        )
-    tokens = np.asarray(batch["input_ids"]).astype(np.int32)
-    mask = np.asarray(batch.get("attention_mask", np.ones_like(tokens))).astype(bool)
-    if tokens.ndim != 2 or mask.shape != tokens.shape:
-        raise InputError(
-            "batch", f"input_ids {tokens.shape}, attention_mask {mask.shape}", "both (B, T)"
-        )
-    waveform, frames = _prepare_audio(batch, config)
+    tokens, mask = token_arrays(batch)
+    waveform, frames = audio_arrays(batch, config) or (None, None)
     expected = int((tokens == config.audio_token_id).sum())
     given = 0 if frames is None else int(num_audio_tokens(frames).sum())
     if expected != given:
@@ -91,14 +79,38 @@ def prepare_inputs(
     return ModelInputs(np.pad(tokens, padding), np.pad(mask, padding), waveform, frames)
 
 
-def _prepare_audio(
+def token_arrays(
+    batch: UserBatch,
+) -> tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
+    """Ids and attention mask; raises InputError for unknown keys or shapes that differ."""
+    unknown = set(batch) - KEYS
+    if unknown or "input_ids" not in batch:
+        raise InputError(
+            "batch",
+            f"unknown keys {sorted(unknown)}" if unknown else "has no input_ids",
+            f"give {', '.join(sorted(KEYS))}",
+        )
+    tokens = np.asarray(batch["input_ids"]).astype(np.int32)
+    mask = np.asarray(batch.get("attention_mask", np.ones_like(tokens))).astype(bool)
+    if tokens.ndim != 2 or mask.shape != tokens.shape:
+        raise InputError(
+            "batch", f"input_ids {tokens.shape}, attention_mask {mask.shape}", "both (B, T)"
+        )
+    return tokens, mask
+
+
+def audio_arrays(
     batch: UserBatch, config: ModelConfig
-) -> tuple[np.ndarray | None, np.ndarray | None]:
+) -> tuple[Float[np.ndarray, "A S"] | Float[np.ndarray, "A F M"], Int[np.ndarray, " A"]] | None:
+    """Waveforms (A, samples) or log-mels (A, F, M), padded to a bucket, and each clip's frames.
+
+    Raises InputError for a clip that is too long.
+    """
     limit = min(MAX_FRAMES, config.audio.max_frames)
     if batch.get("audio") is not None:
         frames = num_frames(np.asarray(batch["audio_lengths"]).astype(np.int32))
-        bucket = _bucket(frames, limit)
-        return _fit(np.asarray(batch["audio"], np.float32), bucket * HOP_LENGTH), frames
+        size = frame_bucket(int(frames.max()), limit) * HOP_LENGTH
+        return _fit(np.asarray(batch["audio"], np.float32), size), frames
     if batch.get("input_features") is not None:
         features = np.asarray(batch["input_features"])
         mask = batch.get("feature_attention_mask")
@@ -110,17 +122,17 @@ def _prepare_audio(
                 f"give (A, {config.audio.num_mel_bins}, F) and (A, F)",
             )
         frames = np.asarray(mask).astype(np.int32).sum(axis=1)
-        bucket = min(_bucket(frames, limit), features.shape[2] // 4 * 4)
+        bucket = min(frame_bucket(int(frames.max()), limit), features.shape[2] // 4 * 4)
         return np.ascontiguousarray(features[:, :, :bucket].transpose(0, 2, 1)), frames
-    return None, None
+    return None
 
 
-def _bucket(frames: np.ndarray, limit: int) -> int:
-    longest = int(frames.max()) + FRAME_MARGIN
-    bucket = min(-(-longest // FRAME_MULTIPLE) * FRAME_MULTIPLE, limit)
-    if frames.max() > bucket:
+def frame_bucket(num_frames: int, limit: int) -> int:
+    """Frames that a clip of so many is padded to; raises InputError if it is over the limit."""
+    bucket = min(-(-(num_frames + FRAME_MARGIN) // FRAME_MULTIPLE) * FRAME_MULTIPLE, limit)
+    if num_frames > bucket:
         raise InputError(
-            "audio", f"{frames.max()} frames, the model's maximum is {limit}", "give a shorter clip"
+            "audio", f"{num_frames} frames, the model's maximum is {limit}", "give a shorter clip"
         )
     return bucket
 

@@ -1,7 +1,8 @@
 """The model: arrays in, arrays out. No files, no optimizer, no tokenizer, no adapters."""
 
 from qa_jax.model.attention import AttentionMask
-from qa_jax.model.decoder import KVCache, TextDecoder
+from qa_jax.model.cache import CacheRows, KVCache
+from qa_jax.model.decoder import TextDecoder
 from qa_jax.model.encoder import AudioEncoder
 from qa_jax.model.frontend import LogMel
 from qa_jax.model.module import bind
@@ -12,6 +13,7 @@ __all__ = [
     "AttentionMask",
     "AudioEncoder",
     "AudioInput",
+    "CacheRows",
     "KVCache",
     "LogMel",
     "ParamSpec",

@@ -1,37 +1,20 @@
-"""The text decoder and its KV cache."""
+"""The text decoder."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from qa_jax.config import TextConfig
 from qa_jax.model.attention import AttentionMask, dot_product_attention
+from qa_jax.model.cache import CacheRows, KVCache
 from qa_jax.model.gradients import at_least_float32, embed, matmul_precision
 from qa_jax.model.layers import Linear, RMSNorm, apply_rope, fan_in_normal, normal
 from qa_jax.model.module import Module, param, scan, stack
 from qa_jax.parallel import constrain
 from qa_jax.typing import Array, DType, Float, Int
-
-
-class KVCache(NamedTuple):
-    """Keys and values of all layers; a row's entries are filled from the left.
-
-    Heads come before entries, as in attention's products: otherwise a decode step would transpose
-    the whole cache.
-    """
-
-    k: Float[Array, "L B K S H"]
-    v: Float[Array, "L B K S H"]
-
-    @classmethod
-    def zeros(cls, config: TextConfig, batch_size: int, cache_length: int, dtype: DType) -> KVCache:
-        """An empty cache of `cache_length` tokens per row."""
-        heads, dim = config.num_key_value_heads, config.head_dim
-        shape = (config.num_hidden_layers, batch_size, heads, cache_length, dim)
-        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
 class DecoderAttention(Module):
@@ -85,21 +68,18 @@ class DecoderLayer(Module):
         positions: Int[Array, "B T"],
         mask: AttentionMask,
         cache: KVCache | None = None,
+        at: CacheRows | None = None,
         layer: Int[Array, ""] | int = 0,
-        cache_index: Int[Array, ""] | int = 0,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
-        """One layer; `cache` is that of all layers and is written at `layer` and `cache_index`."""
+        """One layer, the `layer`-th of `cache`, which is that of all layers."""
         with jax.named_scope("self_attn"):
             q, k, v = self.self_attn.qkv(self.input_layernorm(x), positions)
-            if cache is not None:
-                # Updated in place as the scan's carry: per-layer outputs would copy the cache.
-                start = (layer, 0, 0, cache_index, 0)
-                cache = KVCache(
-                    jax.lax.dynamic_update_slice(cache.k, jnp.swapaxes(k, 1, 2)[None], start),
-                    jax.lax.dynamic_update_slice(cache.v, jnp.swapaxes(v, 1, 2)[None], start),
-                )
-                k, v = (jnp.swapaxes(x[layer], 1, 2) for x in cache)
-            out = dot_product_attention(q, k, v, mask, implementation=self.attention_impl)
+            if cache is not None and at is not None:
+                cache = cache.write(k, v, layer, at)
+            if cache is not None and at is not None and at.window:
+                out = cache.attend(q, positions, layer, at)
+            else:
+                out = dot_product_attention(q, k, v, mask, implementation=self.attention_impl)
             x = x + self.self_attn.o_proj(out)
         with jax.named_scope("mlp"):
             x = x + self.mlp(self.post_attention_layernorm(x))
@@ -136,16 +116,16 @@ class TextDecoder(Module):
         positions: Int[Array, "B T"],
         mask: AttentionMask,
         cache: KVCache | None = None,
-        cache_index: Int[Array, ""] | int = 0,
+        at: CacheRows | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         """Runs the layers over embeddings.
 
         Args:
             x: token embeddings.
             positions: rotary positions.
-            mask: its keys are the T tokens, or the cache's entries.
-            cache: past keys and values; new ones are written from entry `cache_index` on.
-            cache_index: first entry to write.
+            mask: of the T tokens; unused where `at` has a window.
+            cache: past keys and values, to which those of the tokens are added.
+            at: where in the cache.
 
         Returns:
             Normalized hidden states, and the updated cache, if one was given.
@@ -164,7 +144,7 @@ class TextDecoder(Module):
                     module: DecoderLayer, carry: tuple[jax.Array, KVCache], index: jax.Array
                 ) -> tuple[tuple[jax.Array, KVCache | None], None]:
                     x, cache = carry
-                    return module(x, positions, mask, cache, index, cache_index), None
+                    return module(x, positions, mask, cache, at, index), None
 
                 layers = jnp.arange(cache.k.shape[0])
                 carry, _ = scan(self.layers, cached_layer, (x, cache), layers, **self.scan_kwargs)

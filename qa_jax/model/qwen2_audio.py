@@ -14,13 +14,13 @@ import jax.numpy as jnp
 
 from qa_jax.config import ModelConfig, num_audio_tokens
 from qa_jax.model.attention import AttentionMask
-from qa_jax.model.decoder import KVCache, TextDecoder
+from qa_jax.model.decoder import TextDecoder
 from qa_jax.model.encoder import AudioEncoder
 from qa_jax.model.frontend import LogMel
 from qa_jax.model.layers import Linear, fan_in_normal
 from qa_jax.model.module import Module
 from qa_jax.parallel import constrain
-from qa_jax.typing import Array, Bool, Float, Int
+from qa_jax.typing import AnyArray, Array, Bool, Float, Int
 
 
 class AudioInput(NamedTuple):
@@ -31,8 +31,8 @@ class AudioInput(NamedTuple):
         num_frames: valid log-mel frames of each clip; 0 marks a clip that pads the batch.
     """
 
-    waveform: Float[Array, "A samples"] | Float[Array, "A F M"]
-    num_frames: Int[Array, " A"]
+    waveform: Float[AnyArray, "A samples"] | Float[AnyArray, "A F M"]
+    num_frames: Int[AnyArray, " A"]
 
 
 def merge_audio_embeddings(
@@ -147,9 +147,8 @@ class Qwen2Audio(Module):
         segment_ids: Int[Array, "B T"] | Bool[Array, "B T"],
         audio: AudioInput | None = None,
         num_batch_shards: int = 1,
-        cache: KVCache | None = None,
         rows_per_clip: int = 1,
-    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+    ) -> Float[Array, "B T D"]:
         """Hidden states of whole rows; `logits` turns them into logits where they are needed.
 
         Args:
@@ -158,19 +157,12 @@ class Qwen2Audio(Module):
                 and their positions restart with it; 0 is padding.
             audio: the clips of the placeholders.
             num_batch_shards, rows_per_clip: see `merge_audio_embeddings`.
-            cache: an empty cache of at least T entries to fill, for generation.
-
-        Returns:
-            Hidden states, and the filled cache.
         """
-        t = tokens.shape[1]
-        cache_length = t if cache is None else cache.k.shape[3]
         ids = segment_ids.astype(jnp.int32)
-        kv_ids = jnp.pad(ids, ((0, 0), (0, cache_length - t)))
-        mask = AttentionMask(ids, kv_ids, is_causal=True)
+        mask = AttentionMask(ids, ids, is_causal=True)
         positions = segment_positions(segment_ids)
         embeds = self.embed(tokens, audio, num_batch_shards, rows_per_clip)
-        return self.decoder(embeds, positions, mask, cache)
+        return self.decoder(embeds, positions, mask)[0]
 
     def logits(self, hidden: Float[Array, "*rest D"]) -> Float[Array, "*rest V"]:
         """Float32 logits of the next token."""

@@ -1,8 +1,9 @@
-"""The needs of generation: prefill of a batch of prompts, and decoding of one more token."""
+"""The needs of generation: prefill of one prompt, and decoding of one more token in all slots."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 
 import jax
@@ -12,17 +13,19 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from qa_jax.checkpoint import abstract_params
 from qa_jax.config import HOP_LENGTH, ModelConfig, RunConfig, SamplingConfig
 from qa_jax.errors import InputError
-from qa_jax.generate import Engine, ModelInputs
-from qa_jax.model import Qwen2Audio, count_parameters
+from qa_jax.generate.buckets import Buckets
+from qa_jax.generate.sampling import RowSettings, Sampled
+from qa_jax.generate.slots import Programs, Prompts, Slots
+from qa_jax.model import AudioInput, Qwen2Audio, count_parameters
 from qa_jax.model.flops import forward_flops
-from qa_jax.parallel import AXES, BATCH_AXES, make_mesh, mesh_sizes, num_batch_shards
+from qa_jax.parallel import AXES, make_mesh, mesh_sizes, num_batch_shards
 from qa_jax.plan.collectives import bytes_by_collective
 from qa_jax.plan.compiled import compile_or_problem, read_program
 from qa_jax.plan.cycles import KERNEL_EFFICIENCY
 from qa_jax.plan.estimate import Plan, Shapes, batch_shapes, temporary_bytes
 from qa_jax.plan.plan import USABLE_MEMORY_FRACTION
 from qa_jax.plan.target import Target
-from qa_jax.typing import DType
+from qa_jax.typing import DType, Params
 
 NEW_TOKENS = 256
 """The cache's room for new tokens."""
@@ -38,10 +41,11 @@ def make_generation_plan(
     quick: bool = False,
     kernel_efficiency: float = KERNEL_EFFICIENCY,
 ) -> Plan:
-    """The needs of a prefill, or of a decode step, of a bucket's rows on a target.
+    """The needs of a prefill, or of a decode step, on a target.
 
     Args:
-        config: its model, mesh and `data.buckets`; a row is `data.max_tokens` long.
+        config: its model, mesh and `data.buckets`: a bucket has as many slots as rows, each for a
+            prompt of `data.max_tokens` and its answer.
         target: compiled for a TPU, otherwise analytic.
         job: "prefill" or "decode".
         bucket: of `data.buckets`; the longest clips' by default.
@@ -78,11 +82,9 @@ def _analytic_plan(
     text, num_shards = model.text, sizes["data"] * sizes["fsdp"]
     cache_length = shapes.num_tokens + NEW_TOKENS
     heads = text.num_key_value_heads * text.head_dim // sizes["tensor"]
-    local_rows = shapes.num_rows // num_shards
-    cache = 2 * text.num_hidden_layers * local_rows * cache_length * heads * _ITEMSIZE
-    one = shapes
-    if job != "prefill":
-        one = shapes._replace(num_tokens=1, num_clips=0, num_frames=0)
+    # Slots are not sharded, their heads are.
+    cache = 2 * text.num_hidden_layers * shapes.num_rows * cache_length * heads * _ITEMSIZE
+    one = _one_call(shapes, job, num_shards)
     used = {
         "parameters": round(_ITEMSIZE * parameters / (sizes["fsdp"] * sizes["tensor"])),
         "cache": cache,
@@ -112,48 +114,70 @@ def _analytic_plan(
     )
 
 
-def _abstract_inputs(prompts: Shapes, mesh: Mesh) -> ModelInputs:
-    sharding = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-    b, t, frames = prompts.num_rows, prompts.num_tokens, prompts.num_frames
+def _one_call(shapes: Shapes, job: str, unit: int) -> Shapes:
+    """Of a prefill: `unit` prompts with their clips; of a decode step: a token in each slot."""
+    if job == "prefill":
+        clips = -(-shapes.num_clips // shapes.num_rows) * unit
+        return shapes._replace(num_rows=unit, num_clips=clips)
+    return shapes._replace(num_tokens=1, num_clips=0, num_frames=0)
 
-    def array(dtype: DType, *shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-    return ModelInputs(
-        tokens=array(jnp.int32, b, t),
-        attention_mask=array(jnp.bool_, b, t),
-        waveform=array(jnp.float32, b, frames * HOP_LENGTH) if frames else None,
-        num_frames=array(jnp.int32, b) if frames else None,
+def _abstract_slots(programs: Programs, num_slots: int, length: int, mesh: Mesh) -> Slots:
+    empty = functools.partial(programs.empty, num_slots, length, jnp.bfloat16)
+    shapes = jax.eval_shape(empty)
+    shardings = jax.jit(empty).lower().compile().output_shardings
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
     )
 
 
 def _compile(
-    model: ModelConfig, prompts: Shapes, mesh: Mesh, job: str, quick: bool
+    model: ModelConfig, slots: Shapes, mesh: Mesh, job: str, quick: bool
 ) -> tuple[jax.stages.Compiled | None, str]:
     """The compiled prefill or decode step; or None, and why it does not fit."""
-    inputs = _abstract_inputs(prompts, mesh)
+    unit = num_batch_shards(mesh)
+    one, programs = _one_call(slots, job, unit), Programs(model)
     params = abstract_params(Qwen2Audio(model), mesh, jnp.bfloat16)
-    engine = Engine(model, params, num_batch_shards(mesh))
-    sampling = SamplingConfig(max_new_tokens=NEW_TOKENS, stop_ids=model.eos_token_ids)
+    replicated = NamedSharding(mesh, PartitionSpec())
+
+    def array(dtype: DType, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=replicated)
+
     with jax.set_mesh(mesh):
-        lowered = engine.prefill_jit.lower(
-            params, inputs, new_entries=NEW_TOKENS, sampling=sampling
+        buckets = Buckets(slots.num_tokens + NEW_TOKENS, "tpu")
+        state = _abstract_slots(programs, slots.num_rows, buckets.length, mesh)
+        if job == "decode":
+            active = array(jnp.bool_, slots.num_rows)
+            scalars = array(jnp.int32), array(jnp.bool_)
+            lowered = programs.decode.lower(
+                params, state, None, active, *scalars, window=buckets.length
+            )
+            return compile_or_problem(lowered, quick)
+        settings = jax.tree.map(
+            lambda x: array(x.dtype, unit, *x.shape[1:]), RowSettings.of([SamplingConfig()])
         )
-        compiled, problem = compile_or_problem(lowered, quick)
-        if job == "prefill" or compiled is None:
-            return compiled, problem
-        shapes = jax.eval_shape(
-            lambda p, i: engine.prefill(p, i, NEW_TOKENS, sampling), params, inputs
+        prompts = Prompts(
+            tokens=array(jnp.int32, unit, one.num_tokens),
+            num_tokens=array(jnp.int32, unit),
+            slots=array(jnp.int32, unit),
+            start=array(jnp.int32, unit),
+            audio=array(jnp.bfloat16, unit, one.num_tokens, model.text.hidden_size),
+            is_last=array(jnp.bool_, unit),
+            in_prompt=array(jnp.bool_, unit, model.text.vocab_size),
+            settings=settings,
         )
-        state = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            shapes,
-            compiled.output_shardings,
+        audio = AudioInput(
+            array(jnp.float32, one.num_clips, one.num_frames * HOP_LENGTH),
+            array(jnp.int32, one.num_clips),
         )
-        num_tokens = jax.ShapeDtypeStruct((), jnp.int32)
-        lowered = engine.decode_jit.lower(
-            params, state, num_tokens, prompt_length=prompts.num_tokens, sampling=sampling
-        )
+
+        def first_token(
+            params: Params, state: Slots, prompts: Prompts, audio: AudioInput
+        ) -> tuple[Slots, Sampled, jax.Array]:
+            embeds = programs.encode(params, audio) if one.num_clips else jnp.zeros(())
+            return *programs.prefill(params, state, prompts, window=0), embeds
+
+        lowered = jax.jit(first_token, donate_argnums=1).lower(params, state, prompts, audio)
         return compile_or_problem(lowered, quick)
 
 

@@ -184,7 +184,7 @@ class SmallModel:
             model = bound(params)
             assert b.waveform is not None and b.num_frames is not None
             audio = AudioInput(b.waveform, b.num_frames)
-            return model.logits(model(b.tokens, b.segment_ids, audio)[0])
+            return model.logits(model(b.tokens, b.segment_ids, audio))
 
         return np.asarray(jax.jit(run)(self.params, batch))
 

@@ -28,7 +28,7 @@ def test_greedy_decoding_is_the_argmax_of_the_logits(model: qa_jax.LoadedModel) 
 
 
 def test_streaming_equals_generate(model: qa_jax.LoadedModel) -> None:
-    batch, settings = batch_of(model, [1]), dict(max_new_tokens=12, repetition_penalty=1.2)
+    batch, settings = batch_of(model, [1]), dict(max_new_tokens=30, repetition_penalty=1.2)
     output = model.answer(batch, **settings)
     pieces = list(model.answer(batch, stream=True, **settings))
     assert "".join(pieces) == output and len(pieces) > 1

@@ -14,7 +14,7 @@ import pytest
 from qa_jax.config import SamplingConfig
 from qa_jax.data import ByteLevelBPE, Processor, apply_chat_template, load_audio
 from qa_jax.errors import InputError
-from qa_jax.generate.sampling import apply_temperature_top_k_top_p
+from qa_jax.generate.sampling import RowSettings, exclude
 from qa_jax.model import LogMel
 from tests.conftest import make_waveform
 from tests.model.test_frontend import signals
@@ -153,21 +153,40 @@ def test_base_prompts_in_a_batch(processors: tuple) -> None:
         np.testing.assert_array_equal(batch[key], expected[key])
 
 
-@pytest.mark.parametrize("changes", [dict(top_k=3), dict(top_p=0.6), dict(top_k=7, top_p=0.8)])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(top_k=3),
+        dict(top_p=0.6),
+        dict(top_k=7, top_p=0.8),
+        dict(top_k=300, top_p=0.99),
+        dict(min_p=0.1),
+        dict(top_k=50, top_p=0.9, min_p=0.02),
+        {},
+    ],
+)
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.9])
-def test_sampling(changes: dict, temperature: float) -> None:
+@pytest.mark.parametrize("vocab", [40, 1000])
+def test_sampling(changes: dict, temperature: float, vocab: int) -> None:
+    """Within the candidates, beyond them (top_p of a flat distribution, a large top_k)."""
     import torch
-    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+    from transformers import (
+        MinPLogitsWarper,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
 
-    logits = np.random.default_rng(0).standard_normal((5, 40)).astype(np.float32) * 3
+    logits = np.random.default_rng(0).standard_normal((5, vocab)).astype(np.float32) * 3
     reference = TemperatureLogitsWarper(temperature)(None, torch.tensor(logits))
     if "top_k" in changes:
         reference = TopKLogitsWarper(changes["top_k"])(None, reference)
     if "top_p" in changes:
         reference = TopPLogitsWarper(changes["top_p"])(None, reference)
-    actual = apply_temperature_top_k_top_p(
-        jnp.asarray(logits), SamplingConfig(temperature=temperature, **changes)
-    )
+    if "min_p" in changes:
+        reference = MinPLogitsWarper(changes["min_p"])(None, reference)
+    settings = RowSettings.of([SamplingConfig(temperature=temperature, **changes)] * 5)
+    actual = exclude(jnp.asarray(logits) / temperature, settings)
     np.testing.assert_allclose(actual, reference.numpy(), rtol=1e-6)
 
 

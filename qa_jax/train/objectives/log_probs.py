@@ -51,7 +51,7 @@ def completion_log_probs(
     audio = None
     if batch.waveform is not None and batch.num_frames is not None:
         audio = AudioInput(batch.waveform, batch.num_frames)
-    hidden, _ = model(
+    hidden = model(
         batch.tokens, batch.segment_ids, audio, num_batch_shards, rows_per_clip=rows_per_clip
     )
     # Position t predicts token t + 1: the last position predicts nothing, and neither does a
