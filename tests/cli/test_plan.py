@@ -43,6 +43,6 @@ def test_plan(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     plan = json.loads(capsys.readouterr().out)
     assert plan["fits"] and plan["compiled"] and plan["shapes"]["num_tokens"] == 1
     assert plan["predicted"] == {}
-    # Keys and values of two rows a chip, of 256 tokens and as many to come, in all layers.
-    assert plan["bytes_per_chip"]["cache"] == 2 * 2 * 2 * 512 * 4 * 32 * 2
+    # Keys and values of eight slots, of 256 tokens and as many to come, in all layers.
+    assert plan["bytes_per_chip"]["cache"] == 2 * 2 * 8 * 512 * 4 * 32 * 2
     assert plan["network_bytes_per_chip"]["all-gather"] > 0

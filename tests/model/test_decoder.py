@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from qa_jax.config import ModelConfig
-from qa_jax.model import AttentionMask, KVCache, TextDecoder, bind, initialize, unstack
+from qa_jax.model import AttentionMask, CacheRows, KVCache, TextDecoder, bind, initialize, unstack
 from qa_jax.model.layers import apply_rope
 
 
@@ -29,25 +29,24 @@ def test_cache_equals_whole_rows(tiny: ModelConfig, kv_heads: int, tied: bool, a
     causal = AttentionMask(ones, ones, is_causal=True)
     whole = decoder.logits(decoder(x, positions, causal)[0])
 
-    decoder = bind(model)(unstack(model, params) if apart else params)
-    cache = KVCache.zeros(config, b, t + 3, "float32")
-
-    def filled(slots: int) -> jax.Array:
-        return jnp.broadcast_to(jnp.arange(t + 3) < slots, (b, t + 3)).astype(jnp.int32)
-
-    hidden, cache = decoder(
-        x[:, :prompt],
-        positions[:, :prompt],
-        AttentionMask(ones[:, :prompt], filled(prompt), is_causal=True),
-        cache,
-    )
-    parts = [hidden]
-    for i in range(prompt, t):
-        mask = AttentionMask(ones[:, :1], filled(i + 1))
-        hidden, cache = decoder(x[:, i : i + 1], positions[:, i : i + 1], mask, cache, i)
-        parts.append(hidden)
-    cached = decoder.logits(jnp.concatenate(parts, axis=1))
-    np.testing.assert_allclose(cached, whole, atol=2e-5)
+    # Rows go to slots of their own choice, or are all slots in order.
+    decoder, slots = bind(model)(unstack(model, params) if apart else params), jnp.array([2, 0])
+    for at, num_slots in ((slots, 3), (None, b)):
+        cache = KVCache.zeros(config, num_slots, t + 3, "float32")
+        start = jnp.zeros(b, jnp.int32)
+        mask = AttentionMask(ones[:, :prompt], ones[:, :prompt], is_causal=True)
+        hidden, cache = decoder(
+            x[:, :prompt], positions[:, :prompt], mask, cache, CacheRows(at, start, 0)
+        )
+        parts, i = [hidden], prompt
+        for size, window in ((1, prompt + 1), (t - prompt - 2, t), (1, t + 3)):
+            rows, part = CacheRows(at, start + i, window), slice(i, i + size)
+            mask = AttentionMask(ones[:, part], ones[:, part])
+            hidden, cache = decoder(x[:, part], positions[:, part], mask, cache, rows)
+            parts.append(hidden)
+            i += size
+        cached = decoder.logits(jnp.concatenate(parts, axis=1))
+        np.testing.assert_allclose(cached, whole, atol=2e-5)
 
 
 def test_rotation_keeps_only_relative_positions() -> None:
