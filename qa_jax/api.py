@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from qa_jax.checkpoint import load_weights, merge_adapter, split_step
+from qa_jax.checkpoint import load_weights, read_model_config, split_step
 from qa_jax.config import Dtype, ModelConfig, SamplingConfig, from_generation_config, read_json
 from qa_jax.data import Batch, Message, Processor, Tokenizer, load_tokenizer
 from qa_jax.data.tokenizer import END_OF_TEXT, IM_END
 from qa_jax.errors import InputError
-from qa_jax.generate import Engine, requests_of_batch
+from qa_jax.generate import Engine, choose_dtypes, requests_of_batch, use_persistent_cache
 from qa_jax.generate.inputs import UserBatch
 from qa_jax.paths import AnyPath, PathLike, as_path
-from qa_jax.typing import Float, Params
+from qa_jax.typing import DType, Float, Params
 
 _SMALL = 2**28
 """Parameters below which layers are unrolled on a CPU: faster, at the cost of a copy of them."""
@@ -44,11 +44,11 @@ class LoadedModel:
         params: Params,
         processor: Processor | None,
         default_sampling: SamplingConfig,
-        mesh: Mesh | None = None,
+        engine: Engine,
     ) -> None:
         self.config, self.params, self.processor = config, params, processor
-        self.default_sampling, self.mesh = default_sampling, mesh
-        self.engine = Engine(config, params, mesh)
+        self.default_sampling, self.engine = default_sampling, engine
+        self.mesh = engine.mesh
 
     def logits(self, batch: UserBatch) -> Float[np.ndarray, "B T V"]:
         """Logits of the next token at every position; those at padding are meaningless.
@@ -138,26 +138,35 @@ class LoadedModel:
 
 def load(
     directory: PathLike,
-    dtype: Dtype | None = "float32",
+    dtype: Dtype | None = None,
     mesh: Mesh | None = None,
     *,
     step: int | None = None,
     long_audio: str = "error",
     adapter: PathLike | None = None,
+    weights: Literal["float", "int8"] | None = None,
+    num_slots: int | None = None,
+    capacity: int | None = None,
+    cache_dtype: DType = None,
 ) -> LoadedModel:
     """Loads a qa_jax checkpoint, a Hugging Face directory, or a qa_jax adapter with its base model.
+
+    Compiled programs are kept in a cache directory of the user's, see `use_persistent_cache`.
 
     Args:
         directory: of any of these; of a training run, the latest step is loaded.
         dtype: parameter and compute dtype: "float32", "bfloat16", or "float64" (which needs
-            JAX_ENABLE_X64=1). None keeps the stored dtype.
+            JAX_ENABLE_X64=1). By default bfloat16 on accelerators; on a CPU, which is slow in it,
+            float32, with parameters in bfloat16 if memory has no room for more.
         mesh: the parameters' mesh, from `qa_jax.parallel.make_mesh`; one device without.
         step: which step of a training run.
         long_audio: what to do with clips over 30 s: "error" or "truncate".
         adapter: a LoRA adapter to merge in, of qa_jax or PEFT.
+        weights: "int8" for linear layers in 8 bits; as stored by default.
+        num_slots, capacity, cache_dtype: see `Engine`.
 
     Raises:
-        InputError: for a directory or dtype that cannot be used.
+        InputError: for a directory or dtype that cannot be used, or too little memory.
     """
     name, named_step = split_step(directory)
     directory, step = as_path(name), named_step if step is None else step
@@ -165,23 +174,28 @@ def load(
         raise InputError("dtype float64", "JAX is in 32-bit mode", "set JAX_ENABLE_X64=1")
     if dtype not in (None, "float32", "bfloat16", "float64"):
         raise InputError("dtype", f"{dtype!r}", "float32, bfloat16 or float64")
-    param_dtype = None if dtype is None else jnp.dtype(dtype)
-    config, params = load_weights(directory, mesh, param_dtype, step)
-    if adapter is not None:
-        params = merge_adapter(params, adapter, config)
-    embed_tokens = params["decoder"]["embed_tokens"]
+    use_persistent_cache()
+    config = read_model_config(directory)
+    config = dataclasses.replace(config, weights=weights or config.weights)
+    placement = choose_dtypes(config, dtype, mesh)
+    config, params = load_weights(
+        directory, mesh, jnp.dtype(placement.param_dtype), step, adapter=adapter, weights=weights
+    )
     is_small = sum(x.size for x in jax.tree.leaves(params)) < _SMALL
     config = dataclasses.replace(
         config,
-        dtype=dtype or str(embed_tokens.dtype),  # type: ignore[arg-type]
+        dtype=placement.compute_dtype,
         remat="none",
         attention_impl="auto",
-        unroll_layers=is_small and next(iter(embed_tokens.devices())).platform == "cpu",
+        unroll_layers=is_small and placement.device.platform == "cpu",
     )
     tokenizer = load_tokenizer(directory)
     processor = None if tokenizer is None else Processor(tokenizer, long_audio)
     sampling = _default_sampling(directory, config, tokenizer)
-    return LoadedModel(config, params, processor, sampling, mesh)
+    engine = Engine(
+        config, params, mesh, num_slots=num_slots, capacity=capacity, cache_dtype=cache_dtype
+    )
+    return LoadedModel(config, params, processor, sampling, engine)
 
 
 def _default_sampling(

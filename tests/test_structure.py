@@ -14,9 +14,9 @@ CODE = ["qa_jax", "tools", "tests", "benchmarks"]
 # Tests of several modules at once.
 END_TO_END = {"parity", "sharding", "jobs", "fuzz", "storage", "test_types.py", "test_structure.py"}
 # Not the forward pass: initialization, gradients, FLOPs, the kernels that `dispatch.py` chooses,
-# and the KV cache.
+# the KV cache and int8 weights.
 NOT_FORWARD = {"params.py", "gradients.py", "flops.py", "chunked.py", "splash.py", "cudnn.py"}
-NOT_FORWARD |= {"cache.py", "cached.py"}
+NOT_FORWARD |= {"cache.py", "cached.py", "quantization.py"}
 
 
 def modules(*folders: str) -> Iterator[Path]:

@@ -35,6 +35,7 @@ ANY_SHAPE = {
     "qa_jax.model.gradients.materialize_on_tpu",
     "qa_jax.model.gradients.expand",
     "qa_jax.lora.layers.LoraLinear.project",
+    "qa_jax.model.quantization.cast_to_param_dtype",
     "qa_jax.parallel.mesh.constrain",
     # Tensors of every shape are read and converted.
     "qa_jax.hf.table.TensorSpec.from_hf",

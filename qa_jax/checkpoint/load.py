@@ -3,6 +3,9 @@ directories, PEFT's adapters."""
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Literal
+
 import jax
 from jax.sharding import Mesh
 
@@ -13,7 +16,7 @@ from qa_jax.checkpoint.reader import abstract_params, load_params
 from qa_jax.config import ModelConfig
 from qa_jax.errors import InputError
 from qa_jax.lora import merge_lora
-from qa_jax.model import Qwen2Audio
+from qa_jax.model import Qwen2Audio, cast_to_param_dtypes
 from qa_jax.paths import PathLike, as_path
 from qa_jax.typing import DType, Params
 
@@ -44,7 +47,13 @@ def _is_hugging_face(directory: PathLike) -> bool:
 
 
 def load_weights(
-    directory: PathLike, mesh: Mesh | None = None, dtype: DType = None, step: int | None = None
+    directory: PathLike,
+    mesh: Mesh | None = None,
+    dtype: DType = None,
+    step: int | None = None,
+    *,
+    adapter: PathLike | None = None,
+    weights: Literal["float", "int8"] | None = None,
 ) -> tuple[ModelConfig, Params]:
     """A model's configuration and parameters, each device reading its own shards.
 
@@ -54,24 +63,45 @@ def load_weights(
         mesh: the parameters' mesh; one device without.
         dtype: the parameters' dtype; None keeps the stored dtypes.
         step: of a training run; the latest by default.
+        adapter: to merge in.
+        weights: "int8" to round the linear layers, after merging; as stored by default.
     """
     directory, named_step = split_step(directory)
     step = named_step if step is None else step
-    if not _is_hugging_face(directory):
-        config = read_model_config(directory)
-        if is_checkpoint(directory):
-            return config, load_params(directory, config, mesh, dtype, step)
+    config = read_model_config(directory)
+    final = config if weights is None else dataclasses.replace(config, weights=weights)
+    stored = config
+    if is_adapter(directory):
         base = read_adapter_config(directory).base
         if not as_path(base).is_dir():
             raise InputError(
                 directory, f"its base model {base!r} is not a directory", "convert or move it there"
             )
-        _, params = load_weights(base, mesh, dtype)
-        return config, merge_adapter(params, directory, config, step)
-    config, tensors = hf.open_model(directory)
-    abstract = abstract_params(Qwen2Audio(config), mesh)
-    shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    return config, hf.load_params(tensors, config, shardings, dtype)
+        stored, params = load_weights(base, mesh, dtype)
+        _check_float(base, stored)
+        params = merge_adapter(params, directory, config, step)
+    elif _is_hugging_face(directory):
+        tensors = hf.open_model(directory)[1]
+        shardings = jax.tree.map(lambda x: x.sharding, abstract_params(Qwen2Audio(config), mesh))
+        if adapter is None:  # rounded while they are read
+            stored = final
+        params = hf.load_params(tensors, stored, shardings, dtype)
+    else:
+        params = load_params(directory, config, mesh, dtype, step)
+    if adapter is not None:
+        _check_float(directory, stored)
+        params = merge_adapter(params, adapter, config)
+    if final.weights != stored.weights:
+        _check_float(directory, stored)
+        params = cast_to_param_dtypes(Qwen2Audio(final), params)
+    return final, params
+
+
+def _check_float(directory: PathLike, config: ModelConfig) -> None:
+    if config.weights != "float":
+        raise InputError(
+            directory, "its weights are int8, for inference alone", "use the original checkpoint"
+        )
 
 
 def merge_adapter(

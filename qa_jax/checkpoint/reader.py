@@ -13,7 +13,7 @@ from qa_jax.errors import InputError
 from qa_jax.model import Qwen2Audio, param_specs
 from qa_jax.parallel import sharding
 from qa_jax.paths import AnyPath, PathLike, as_path, is_remote
-from qa_jax.trees import flatten_dict, unflatten_dict
+from qa_jax.trees import unflatten_dict
 from qa_jax.typing import DType, Params, PyTree
 
 _COMMITTED = "commit_success.txt"
@@ -92,14 +92,12 @@ def load_params(
     `dtype` None keeps the stored dtypes.
     """
     found = find_step(directory, step)
-    abstract = flatten_dict(abstract_params(Qwen2Audio(config), mesh))
-    stored = flatten_dict(step_metadata(directory, found)["params"]) if dtype is None else {}
-    abstract = unflatten_dict(
-        {
-            path: jax.ShapeDtypeStruct(
-                x.shape, stored[path].dtype if dtype is None else dtype, sharding=x.sharding
-            )
-            for path, x in abstract.items()
-        }
-    )
+    abstract = abstract_params(Qwen2Audio(config), mesh, jnp.float32 if dtype is None else dtype)
+    if dtype is None:
+        stored = step_metadata(directory, found)["params"]
+        abstract = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, s.dtype, sharding=x.sharding),
+            abstract,
+            stored,
+        )
     return restore(directory, found, params=abstract)["params"]

@@ -78,6 +78,7 @@ class ModelConfig:
         eos_token_ids: stop ids named by config.json; a checkpoint's generation_config.json takes
             precedence.
         dtype: compute dtype of activations; parameters keep their own.
+        weights: ``int8`` for kernels of linear layers in 8 bits, for inference.
         remat: what the backward pass recomputes: ``none`` saves every activation, ``full`` saves
             each layer's input only, ``attention`` also the results of attention (of splash and
             chunked attention), ``dots`` also those of matrix products.
@@ -96,6 +97,7 @@ class ModelConfig:
     audio_token_id: int = 151_646
     eos_token_ids: tuple[int, ...] = (151_645,)
     dtype: Dtype = "bfloat16"
+    weights: Literal["float", "int8"] = "float"
     remat: Literal["none", "full", "attention", "dots"] = "none"
     attention_impl: Literal["auto", "chunked", "splash", "cudnn"] = "auto"
     unroll_layers: bool = False

@@ -1,7 +1,9 @@
 """Generation: requests, the engine that answers them, sampling."""
 
+from qa_jax.generate.compilation import num_compilations, use_persistent_cache
 from qa_jax.generate.engine import Engine
 from qa_jax.generate.inputs import ModelInputs, prepare_inputs
+from qa_jax.generate.memory import Placement, choose_dtypes
 from qa_jax.generate.requests import Answer, Clip, Request, TokenInfo, requests_of_batch
 from qa_jax.generate.sampling import RowSettings, Sampled, sample_tokens
 
@@ -10,11 +12,15 @@ __all__ = [
     "Clip",
     "Engine",
     "ModelInputs",
+    "Placement",
     "Request",
     "RowSettings",
     "Sampled",
     "TokenInfo",
+    "choose_dtypes",
+    "num_compilations",
     "prepare_inputs",
     "requests_of_batch",
     "sample_tokens",
+    "use_persistent_cache",
 ]

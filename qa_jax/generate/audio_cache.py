@@ -8,15 +8,19 @@ from collections.abc import Callable
 import numpy as np
 
 from qa_jax.config import (
+    FRAME_MARGIN,
     HOP_LENGTH,
     MAX_FRAMES,
     ModelConfig,
     num_audio_tokens,
 )
-from qa_jax.generate.inputs import FRAME_MULTIPLE, frame_bucket
+from qa_jax.generate.inputs import frame_bucket
 from qa_jax.generate.requests import Clip
 from qa_jax.model import AudioInput
 from qa_jax.typing import Float
+
+_BUCKETS = (200, 400, 700, 1100, 1600, 2200)
+"""Frames that clips are padded to, besides the longest."""
 
 
 class AudioCache:
@@ -41,6 +45,7 @@ class AudioCache:
     ) -> None:
         self._encode, self._max_bytes, self._unit = encode, max_bytes, unit
         self._limit = min(MAX_FRAMES, config.audio.max_frames)
+        self._buckets = [*(b for b in _BUCKETS if b < self._limit), self._limit]
         self._num_mels = config.audio.num_mel_bins
         self._embeds: OrderedDict[int, Float[np.ndarray, "P D"]] = OrderedDict()
         self.num_bytes = self.hits = self.misses = 0
@@ -61,17 +66,14 @@ class AudioCache:
             self.num_bytes -= self._embeds.popitem(last=False)[1].nbytes
         return embeds
 
-    def warm_up_clips(self) -> list[Clip]:
-        """An empty clip for each program of samples."""
-        buckets = [*range(FRAME_MULTIPLE, self._limit, FRAME_MULTIPLE), self._limit]
-        return [Clip(np.zeros(b * HOP_LENGTH, np.float32), max(1, b - 4)) for b in buckets]
-
-    def run(self, clip: Clip) -> None:
-        """Encodes a clip without keeping it."""
-        self._encode(self._pad(clip))
+    def shapes(self) -> list[AudioInput]:
+        """Inputs of every program that clips given as samples need."""
+        clips = [Clip(np.zeros(0, np.float32), max(1, b - FRAME_MARGIN)) for b in self._buckets]
+        return [self._pad(clip) for clip in clips]
 
     def _pad(self, clip: Clip) -> AudioInput:
-        frames = frame_bucket(clip.num_frames, self._limit)
+        needed = frame_bucket(clip.num_frames, self._limit)
+        frames = next(b for b in self._buckets if b >= needed)
         is_waveform = clip.samples.ndim == 1
         shape = (frames * HOP_LENGTH,) if is_waveform else (frames, self._num_mels)
         padded = np.zeros((self._unit, *shape), clip.samples.dtype)

@@ -98,15 +98,16 @@ class Buckets:
             found.append((self._cost(start, size) + cost, (chunk, *rest)))
         return min(found, key=lambda x: x[0])
 
-    def prefill_shapes(self, unit: int) -> list[tuple[int, int, int]]:
-        """(rows, tokens, window) of every prefill, in the order in which a user meets them.
+    def prefill_shapes(self, unit: int) -> tuple[list[tuple[int, int, int]], ...]:
+        """(rows, tokens, window) of every prefill: of first chunks, of later ones, of groups.
 
         `unit` divides rows: the number of batch shards.
         """
         rows = group_rows(unit)
-        shapes = [(unit, size, 0) for size in self.chunks]
-        shapes += [(unit, t, w) for w in self.prefill_windows for t in self.chunks if t < w]
-        return shapes + [(rows, size, 0) for size in self.chunks if size <= GROUP_TOKENS]
+        first = [(unit, size, 0) for size in self.chunks]
+        later = [(unit, t, w) for w in self.prefill_windows for t in self.chunks if t < w]
+        groups = [(rows, size, 0) for size in self.chunks if size <= GROUP_TOKENS]
+        return first, later, groups
 
 
 def group_rows(unit: int) -> int:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import jax
 import numpy as np
@@ -20,14 +21,16 @@ from qa_jax.config import ModelConfig, SamplingConfig
 from qa_jax.errors import InputError
 from qa_jax.generate.audio_cache import AudioCache
 from qa_jax.generate.buckets import GROUP_TOKENS, Buckets, group_rows
+from qa_jax.generate.compilation import Program
 from qa_jax.generate.inputs import UserBatch, prepare_inputs
+from qa_jax.generate.memory import choose_slots
 from qa_jax.generate.requests import Answer, Request, TokenInfo, requests_of_batch
 from qa_jax.generate.sampling import RowSettings, Sampled
 from qa_jax.generate.scheduler import Scheduler, Slot
 from qa_jax.generate.slots import BURST, Programs, Prompts, Slots
 from qa_jax.model import AudioInput, Qwen2Audio, unstack
 from qa_jax.parallel import current_platform, num_batch_shards
-from qa_jax.typing import DType, Float, Params
+from qa_jax.typing import DType, Float, Params, PyTree
 
 _BURST_SECONDS = 0.05
 """About how long a burst may take, so that streams are smooth and new requests wait little."""
@@ -42,8 +45,9 @@ class Engine:
         config: the model's.
         params: its parameters, on their devices.
         mesh: theirs; None for one device.
-        num_slots: answers decoded together.
-        capacity: the most tokens of a prompt with its answer; the model's maximum by default.
+        num_slots: answers decoded together; up to 8 by default, as many as memory has room for.
+        capacity: the most tokens of a prompt with its answer; the model's maximum by default, if
+            memory has room.
         cache_dtype: of keys and values: the model's by default, or "int8".
         max_audio_bytes: audio embeddings kept.
     """
@@ -54,7 +58,7 @@ class Engine:
         params: Params,
         mesh: Mesh | None = None,
         *,
-        num_slots: int = 8,
+        num_slots: int | None = None,
         capacity: int | None = None,
         cache_dtype: DType = None,
         max_audio_bytes: int = 2**28,
@@ -63,15 +67,18 @@ class Engine:
         self.params = unstack(Qwen2Audio(config), params) if config.unroll_layers else params
         self.programs = Programs(config)
         self._unit = num_batch_shards(mesh)
-        self.num_slots = -(-num_slots // self._unit) * self._unit
-        limit = config.text.max_position_embeddings
         self._cache_dtype = np.dtype(cache_dtype or config.dtype)
+        device = next(iter(jax.tree.leaves(params)[0].devices()))
+        num_slots, capacity = choose_slots(
+            config.text, self._cache_dtype, device, mesh, num_slots, capacity
+        )
+        self.num_slots = -(-num_slots // self._unit) * self._unit
         self.audio_cache = AudioCache(self._encode, config, max_audio_bytes, self._unit)
         self._lock = threading.RLock()
         self._state: Slots | None = None
         self._step_seconds = 0.0
         with self._on_mesh():
-            self.buckets = Buckets(min(capacity or limit, limit), current_platform())
+            self.buckets = Buckets(capacity, current_platform())
         self._scheduler = Scheduler(self.num_slots, self.buckets, self._copy)
 
     def _on_mesh(self) -> AbstractContextManager[object]:
@@ -171,6 +178,68 @@ class Engine:
             if decoding:
                 self._decode(decoding)
             return bool(prefilling or decoding)
+
+    # Compiling.
+
+    def warm_up(self) -> None:
+        """Compiles all programs that requests can need, in the order in which a user meets them."""
+        for compile_one in self._compilations():
+            compile_one()
+
+    def warm_up_in_background(self) -> None:
+        """`warm_up` in a thread that waits while there are requests, and ends with the program."""
+
+        def work() -> None:
+            for compile_one in self._compilations():
+                while self.num_running() or self.num_waiting():
+                    time.sleep(0.05)
+                if not threading.main_thread().is_alive():
+                    return
+                compile_one()
+
+        threading.Thread(target=work, name="warm-up").start()
+
+    def _compilations(self) -> Iterator[Callable[[], object]]:
+        programs, n = self.programs, self.num_slots
+        state = self._abstract_state()
+        active, scalars = np.zeros(n, bool), (np.int32(0), np.bool_(False))
+        one_row = [np.zeros(1, np.int32)] if self._unit == 1 else []
+
+        def decode(rows: np.ndarray | None) -> Iterator[Callable[[], object]]:
+            for window in self.buckets.windows:
+                arguments = self.params, state, rows, active, *scalars
+                yield partial(self._compile, programs.decode, *arguments, window=window)
+
+        def prefill(shapes: list[tuple[int, int, int]]) -> Iterator[Callable[[], object]]:
+            for rows, size, window in shapes:
+                prompts = self._prompts([], rows, size)
+                arguments = self.params, state, prompts
+                yield partial(self._compile, programs.prefill, *arguments, window=window)
+
+        for audio in self.audio_cache.shapes():
+            yield partial(self._compile, programs.encode, self.params, audio)
+        first, later, groups = self.buckets.prefill_shapes(self._unit)
+        yield from prefill(first)
+        for rows in (*one_row, None):
+            yield from decode(rows)
+        yield from prefill(later)
+        yield from prefill(groups)
+        index = np.int32(0)
+        for window in self.buckets.windows:
+            yield partial(self._compile, programs.copy, state, index, index, index, window=window)
+
+    def _compile(self, program: Program, *args: PyTree, **static: object) -> None:
+        with self._on_mesh():
+            program.compiled(*args, **static)
+
+    def _abstract_state(self) -> Slots:
+        with self._lock, self._on_mesh():
+            return jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(
+                    x.shape, x.dtype, sharding=x.sharding if self.mesh else None
+                ),
+                self._device_state,
+            )
 
     # Slots.
 

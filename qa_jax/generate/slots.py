@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from qa_jax.config import ModelConfig, SamplingConfig
+from qa_jax.generate.compilation import Program
 from qa_jax.generate.sampling import RowSettings, Sampled, sample_tokens
 from qa_jax.model import AttentionMask, AudioInput, CacheRows, KVCache, Qwen2Audio, bind
 from qa_jax.parallel import constrain
@@ -72,7 +73,7 @@ class Prompts(NamedTuple):
 
 
 class Programs:
-    """Functions of (parameters, state, inputs), jitted. States are donated.
+    """Functions of (parameters, state, inputs). States are donated.
 
     Args:
         config: the model's.
@@ -82,11 +83,11 @@ class Programs:
         self.config = config
         self.dtype = jnp.dtype(config.dtype)
         self._bound = bind(Qwen2Audio(config))
-        self.encode = jax.jit(self._encode)
-        self.prefill = jax.jit(self._prefill, static_argnames="window", donate_argnums=1)
-        self.decode = jax.jit(self._decode, static_argnames="window", donate_argnums=1)
-        self.copy = jax.jit(self._copy, static_argnames="window", donate_argnums=0)
-        self.logits = jax.jit(self._logits)
+        self.encode = Program(self._encode)
+        self.prefill = Program(self._prefill, donate=1, static=("window",))
+        self.decode = Program(self._decode, donate=1, static=("window",))
+        self.copy = Program(self._copy, donate=0, static=("window",))
+        self.logits = Program(self._logits)
         self.empty = jax.jit(self._empty, static_argnames=("num_slots", "length", "dtype"))
 
     def _empty(self, num_slots: int, length: int, dtype: DType) -> Slots:

@@ -11,6 +11,7 @@ import numpy as np
 from qa_jax.config import ModelConfig
 from qa_jax.hf.reader import SafetensorsDir
 from qa_jax.hf.table import TensorSpec, tensor_map
+from qa_jax.model import Qwen2Audio, cast_to_param_dtype
 from qa_jax.trees import flatten_dict, unflatten_dict
 from qa_jax.typing import Array, DType, ParamPath, Params, Shaped
 
@@ -22,16 +23,19 @@ def load_params(
 ) -> Params:
     """All parameters, layers stacked, with these shardings.
 
-    A process reads only the shards of its own devices. `dtype` None keeps the files' dtypes.
+    A process reads only the shards of its own devices. `dtype` None keeps the files' dtypes. Where
+    the model has int8 kernels, each is made as soon as it has been read.
     """
+    model = Qwen2Audio(config)
     layers: dict[ParamPath, list[TensorSpec]] = collections.defaultdict(list)
     for tensor in tensor_map(config).values():
         if not tensor.is_tied_copy:
             layers[tensor.path].append(tensor)
     flat = flatten_dict(shardings)
-    return unflatten_dict(
-        {path: _load(source, tensors, flat[path], dtype) for path, tensors in layers.items()}
-    )
+    loaded: dict[ParamPath, jax.Array] = {}
+    for path, tensors in layers.items():
+        loaded |= cast_to_param_dtype(model, path, _load(source, tensors, flat[path], dtype))
+    return unflatten_dict(loaded)
 
 
 def _load(

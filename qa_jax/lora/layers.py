@@ -6,19 +6,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from qa_jax.model.gradients import at_least_float32, matmul
+from qa_jax.model.gradients import matmul
 from qa_jax.model.layers import Linear
 from qa_jax.typing import Array, Float
 
 
 class LoraLinear(Linear):
-    """A linear layer whose kernel may be int8 with a scale for each output, and which may have an
-    adapter.
+    """A linear layer with an adapter.
 
     Args:
         linear: the layer that it replaces; its kernel and bias keep their paths.
-        kernel_scale: scales of an int8 kernel, or None.
-        lora_a, lora_b: the adapter's matrices, or None.
+        lora_a, lora_b: the adapter's matrices.
         scale: factor of the adapter's product.
         dropout: dropout probability of the adapter's input.
         lora_key: parameter that holds the dropout key, or None for no dropout.
@@ -28,26 +26,21 @@ class LoraLinear(Linear):
         self,
         linear: Linear,
         *,
-        kernel_scale: nnx.Param | None = None,
-        lora_a: nnx.Param | None = None,
-        lora_b: nnx.Param | None = None,
-        scale: float = 0.0,
+        lora_a: nnx.Param,
+        lora_b: nnx.Param,
+        scale: float,
         dropout: float = 0.0,
         lora_key: nnx.Param | None = None,
     ) -> None:
         self.in_dims = linear.in_dims
         self.kernel, self.bias = linear.kernel, linear.bias
-        self.kernel_scale = kernel_scale
+        self.kernel_scale = linear.kernel_scale
         self.lora_a, self.lora_b, self.lora_key = lora_a, lora_b, lora_key
         self.scale, self.dropout = scale, dropout
 
     def project(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """x W + scale * x A B, with dropout on the adapter's input if a key is given."""
         y = super().project(x)
-        if self.kernel_scale is not None:
-            y = (y.astype(at_least_float32(x.dtype)) * self.kernel_scale[...]).astype(x.dtype)
-        if self.lora_a is None or self.lora_b is None:
-            return y
         low = matmul(self._lora_dropout(x), self.lora_a[...], self.in_dims)
         return y + self.scale * matmul(low, self.lora_b[...], 1)
 

@@ -15,11 +15,12 @@ from flax import nnx
 from qa_jax.config import LoraConfig
 from qa_jax.errors import InputError, suggest
 from qa_jax.lora.layers import LoraLinear
-from qa_jax.model.layers import Linear, ones, zeros
+from qa_jax.model import declare_int8, linear_layers
+from qa_jax.model.layers import Linear, zeros
 from qa_jax.model.module import Initializer, Module, param
 from qa_jax.model.params import ParamSpec, param_specs
-from qa_jax.trees import flatten_dict, unflatten_dict
-from qa_jax.typing import Array, DType, Float, Int, Key, ParamPath, Params
+from qa_jax.trees import unflatten_dict
+from qa_jax.typing import Array, DType, Key, ParamPath, Params
 
 
 def add_lora(
@@ -39,26 +40,24 @@ def add_lora(
     Raises:
         InputError: for a pattern that matches no linear layer.
     """
-    layers = _linear_layers(model)
+    layers = linear_layers(model)
     names = {path: "/".join(path) for path in layers}
     check_patterns("lora.target_modules", config.target_modules, names.values())
     _set_param_dtype(model, jnp.float32 if config.base_dtype == "float32" else jnp.bfloat16)
+    if config.base_dtype == "int8":
+        declare_int8(model)
     kernels = {path[:-1]: spec for path, spec in param_specs(model).items() if path[-1] == "kernel"}
     adapted = []
     for path, layer in layers.items():
-        has_adapter = adapters and any(re.match(p, names[path]) for p in config.target_modules)
-        if not has_adapter and config.base_dtype != "int8":
-            continue
-        parent = functools.reduce(getattr, path[:-1], model)
-        new = _lora_linear(layer, kernels[path], config, has_adapter, with_dropout)
-        setattr(parent, path[-1], new)
-        if has_adapter:
+        if adapters and any(re.match(p, names[path]) for p in config.target_modules):
+            parent = functools.reduce(getattr, path[:-1], model)
+            setattr(parent, path[-1], _lora_linear(layer, kernels[path], config, with_dropout))
             adapted.append(path)
     return tuple(adapted)
 
 
 def _lora_linear(
-    layer: Linear, kernel: ParamSpec, config: LoraConfig, has_adapter: bool, with_dropout: bool
+    layer: Linear, kernel: ParamSpec, config: LoraConfig, with_dropout: bool
 ) -> LoraLinear:
     """The replacement of one layer, whose kernel has this specification."""
     lead = int(kernel.stacked)
@@ -69,22 +68,21 @@ def _lora_linear(
 
     def declare(
         shape: tuple[int, ...], axes: tuple[str, ...], init: Initializer, dtype: DType = jnp.float32
-    ) -> object:
+    ) -> nnx.Param:
         return param(shape, axes, init, dtype, num_layers)
 
-    added: dict[str, object] = {}
-    if config.base_dtype == "int8":
-        layer.kernel.set_metadata("param_dtype", jnp.int8)
-        added["kernel_scale"] = declare(shape[outs], axes[outs], ones)
-    if has_adapter:
-        rank = config.rank
-        uniform = _uniform(math.prod(shape[ins]))
-        added["lora_a"] = declare((*shape[ins], rank), (*axes[ins], "rank"), uniform)
-        added["lora_b"] = declare((rank, *shape[outs]), ("rank", *axes[outs]), zeros)
-        added |= {"scale": config.scale, "dropout": config.dropout}
-        if with_dropout and config.dropout:
-            added["lora_key"] = declare((2,), ("rank",), zeros, jnp.uint32)
-    return LoraLinear(layer, **added)  # type: ignore[arg-type]
+    rank, uniform = config.rank, _uniform(math.prod(shape[ins]))
+    key = None
+    if with_dropout and config.dropout:
+        key = declare((2,), ("rank",), zeros, jnp.uint32)
+    return LoraLinear(
+        layer,
+        lora_a=declare((*shape[ins], rank), (*axes[ins], "rank"), uniform),
+        lora_b=declare((rank, *shape[outs]), ("rank", *axes[outs]), zeros),
+        scale=config.scale,
+        dropout=config.dropout,
+        lora_key=key,
+    )
 
 
 def _set_param_dtype(module: Module, dtype: DType) -> None:
@@ -92,12 +90,6 @@ def _set_param_dtype(module: Module, dtype: DType) -> None:
     for _, node in nnx.iter_graph(module):
         if isinstance(node, nnx.Param):
             node.set_metadata("param_dtype", dtype)
-
-
-def _linear_layers(model: Module) -> dict[ParamPath, Linear]:
-    """The linear layers by path, in a stable order."""
-    found = {tuple(map(str, p)): m for p, m in nnx.iter_graph(model) if isinstance(m, Linear)}
-    return dict(sorted(found.items()))
 
 
 def check_patterns(setting: str, patterns: Collection[str], names: Collection[str]) -> None:
@@ -126,34 +118,3 @@ def lora_dropout_keys(model: Module, key: Key[Array, ""]) -> Params:
             drawn = jax.random.split(k, spec.shape[0]) if spec.stacked else k
             keys[path] = jax.random.key_data(drawn)
     return unflatten_dict(keys)
-
-
-def quantize(
-    kernel: Float[Array, "*dims"], in_axes: tuple[int, ...]
-) -> tuple[Int[Array, "*dims"], Float[Array, "*out_dims"]]:
-    """A kernel in int8, and the scale of each output."""
-    kernel = kernel.astype(jnp.float32)
-    scale = jnp.maximum(jnp.max(jnp.abs(kernel), axis=in_axes, keepdims=True), 1e-30) / 127
-    return jnp.round(kernel / scale).astype(jnp.int8), jnp.squeeze(scale, in_axes)
-
-
-def cast_to_param_dtypes(model: Module, params: Params) -> Params:
-    """Base parameters in the dtypes declared by `add_lora` without adapters.
-
-    Converts one parameter at a time, to bound peak memory; the caller must hold no other reference.
-    """
-    specs = param_specs(model)
-    layers = _linear_layers(model)
-    flat = flatten_dict(params)
-    del params
-    cast = {}
-    for path in list(flat):
-        x, spec = flat.pop(path), specs[path]
-        if spec.dtype == jnp.int8:
-            lead = int(spec.stacked)
-            in_axes = tuple(range(lead, lead + layers[path[:-1]].in_dims))
-            scale_path = (*path[:-1], "kernel_scale")
-            cast[path], cast[scale_path] = jax.jit(quantize, static_argnums=1)(x, in_axes)
-        else:
-            cast[path] = x.astype(spec.dtype)
-    return unflatten_dict(cast)

@@ -7,6 +7,12 @@ from qa_jax.model.encoder import AudioEncoder
 from qa_jax.model.frontend import LogMel
 from qa_jax.model.module import bind
 from qa_jax.model.params import ParamSpec, count_parameters, initialize, param_specs, unstack
+from qa_jax.model.quantization import (
+    cast_to_param_dtype,
+    cast_to_param_dtypes,
+    declare_int8,
+    linear_layers,
+)
 from qa_jax.model.qwen2_audio import AudioInput, Qwen2Audio
 
 __all__ = [
@@ -20,8 +26,12 @@ __all__ = [
     "Qwen2Audio",
     "TextDecoder",
     "bind",
+    "cast_to_param_dtype",
+    "cast_to_param_dtypes",
     "count_parameters",
+    "declare_int8",
     "initialize",
+    "linear_layers",
     "param_specs",
     "unstack",
 ]

@@ -6,6 +6,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from qa_jax.model.gradients import (
     at_least_float32,
@@ -59,6 +60,9 @@ class Linear(Module):
         axes, shape = (*inputs, *outputs), (*inputs.values(), *outputs.values())
         self.kernel = param(shape, axes, init)
         self.bias = param(shape[len(inputs) :], axes[len(inputs) :], zeros) if bias else None
+        self.kernel_scale: nnx.Param | None = nnx.data(
+            None
+        )  # of an int8 kernel; see `quantization`
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         y = self.project(x)
@@ -66,7 +70,10 @@ class Linear(Module):
 
     def project(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """x W without the bias."""
-        return matmul(x, self.kernel[...], self.in_dims)
+        y = matmul(x, self.kernel[...], self.in_dims)
+        if self.kernel_scale is None:
+            return y
+        return (y.astype(at_least_float32(x.dtype)) * self.kernel_scale[...]).astype(x.dtype)
 
 
 class LayerNorm(Module):

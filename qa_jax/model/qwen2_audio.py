@@ -19,6 +19,7 @@ from qa_jax.model.encoder import AudioEncoder
 from qa_jax.model.frontend import LogMel
 from qa_jax.model.layers import Linear, fan_in_normal
 from qa_jax.model.module import Module
+from qa_jax.model.quantization import declare_int8
 from qa_jax.parallel import constrain
 from qa_jax.typing import AnyArray, Array, Bool, Float, Int
 
@@ -111,6 +112,8 @@ class Qwen2Audio(Module):
             init=fan_in_normal(config.audio.d_model),
         )
         self.decoder = TextDecoder(config.text, config.attention_impl, remat=remat, unroll=unroll)
+        if config.weights == "int8":
+            declare_int8(self)
 
     def encode_audio(self, audio: AudioInput) -> Float[Array, "A P D"]:
         """Audio embeddings in the decoder's space, P = F / 4."""

@@ -149,7 +149,7 @@ def _compile(
         if job == "decode":
             active = array(jnp.bool_, slots.num_rows)
             scalars = array(jnp.int32), array(jnp.bool_)
-            lowered = programs.decode.lower(
+            lowered = programs.decode.jitted.lower(
                 params, state, None, active, *scalars, window=buckets.length
             )
             return compile_or_problem(lowered, quick)
@@ -174,8 +174,9 @@ def _compile(
         def first_token(
             params: Params, state: Slots, prompts: Prompts, audio: AudioInput
         ) -> tuple[Slots, Sampled, jax.Array]:
-            embeds = programs.encode(params, audio) if one.num_clips else jnp.zeros(())
-            return *programs.prefill(params, state, prompts, window=0), embeds
+            embeds = programs.encode.function(params, audio) if one.num_clips else jnp.zeros(())
+            state, sampled = programs.prefill.function(params, state, prompts, 0)
+            return state, sampled, embeds
 
         lowered = jax.jit(first_token, donate_argnums=1).lower(params, state, prompts, audio)
         return compile_or_problem(lowered, quick)

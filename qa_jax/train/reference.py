@@ -49,7 +49,7 @@ def load_reference(run: TrainingRun, params: Params, console: Console) -> Params
         return None
     # The reference is computed in this dtype in any case.
     dtype = jnp.dtype(run.model_config.dtype)
-    return checkpoint.load_weights(run.config.train.init_from, run.mesh, dtype)[1]
+    return checkpoint.load_weights(run.config.train.init_from, run.mesh, dtype, weights="float")[1]
 
 
 def attach_reference_log_probs(run: TrainingRun, params: Params, console: Console) -> None:

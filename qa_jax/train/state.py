@@ -15,8 +15,8 @@ from qa_jax import checkpoint
 from qa_jax.checkpoint import CheckpointManager
 from qa_jax.config import JsonDict, RunConfig
 from qa_jax.data.loader import BatchIterator
-from qa_jax.lora import cast_to_param_dtypes, is_lora_path
-from qa_jax.model import initialize
+from qa_jax.lora import is_lora_path
+from qa_jax.model import cast_to_param_dtypes, initialize
 from qa_jax.parallel import barrier, check_shared_directory, is_main_process
 from qa_jax.train.models import PolicyModels
 from qa_jax.train.optimizer import make_trainable_mask
@@ -35,7 +35,7 @@ def initial_params(run: TrainingRun) -> Params:
         shardings = _shardings(checkpoint.abstract_params(models.policy, run.mesh))
         return jax.jit(lambda k: initialize(models.policy, k), out_shardings=shardings)(key)
     if not models.lora_paths:
-        return checkpoint.load_weights(train.init_from, run.mesh, jnp.float32)[1]
+        return checkpoint.load_weights(train.init_from, run.mesh, jnp.float32, weights="float")[1]
     shardings = _shardings(abstract_lora_params(run))
     adapters = jax.jit(
         lambda k: initialize(models.policy, k, include=is_lora_path), out_shardings=shardings
@@ -49,7 +49,8 @@ def load_base_params(run: TrainingRun) -> Params:
     dtype = jnp.float32 if run.config.lora.base_dtype == "float32" else jnp.bfloat16
     # Passed on without a name, so that buffers are freed one by one.
     return cast_to_param_dtypes(
-        run.models.base, checkpoint.load_weights(run.config.train.init_from, run.mesh, dtype)[1]
+        run.models.base,
+        checkpoint.load_weights(run.config.train.init_from, run.mesh, dtype, weights="float")[1],
     )
 
 

@@ -14,7 +14,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from qa_jax import hf, load
+from qa_jax import hf
+from qa_jax.checkpoint import load_weights
 from qa_jax.config import MeshConfig, ModelConfig
 from qa_jax.hf.load import read_part
 from qa_jax.parallel import make_mesh
@@ -54,10 +55,10 @@ def test_every_shard_is_its_slice(
     tiny: ModelConfig, tmp_path: Path, sizes: tuple[int, int, int], tie: bool
 ) -> None:
     write(tmp_path, tied(tiny) if tie else tiny, dtype=ml_dtypes.bfloat16)
-    whole = flatten_dict(load(tmp_path, dtype=None).params)
+    whole = flatten_dict(load_weights(tmp_path)[1])
     mesh = make_mesh(MeshConfig(*sizes))
     cut = 0
-    for path, array in flatten_dict(load(tmp_path, dtype=None, mesh=mesh).params).items():
+    for path, array in flatten_dict(load_weights(tmp_path, mesh)[1]).items():
         assert array.dtype == whole[path].dtype == ml_dtypes.bfloat16
         for shard in array.addressable_shards:
             np.testing.assert_array_equal(shard.data, whole[path][shard.index])
@@ -98,13 +99,13 @@ def test_each_of_two_processes_reads_half(tiny: ModelConfig, tmp_path: Path) -> 
     output = [p.communicate(timeout=120) for p in processes]
     assert all(p.returncode == 0 for p in processes), output
     found = [json.loads(out.splitlines()[-1]) for out, _ in output]
-    params = flatten_dict(load(tmp_path, dtype=None).params)
+    params = flatten_dict(load_weights(tmp_path)[1])
     size = sum(x.nbytes for x in params.values())
     # Norms and biases are not cut, so each reads them whole.
     for each in found:
         assert 0.45 * size < each["bytes"] < 0.65 * size
     mesh = make_mesh(MeshConfig(1, 4, 2))
-    for path, array in flatten_dict(load(tmp_path, dtype=None, mesh=mesh).params).items():
+    for path, array in flatten_dict(load_weights(tmp_path, mesh)[1]).items():
         out = found[0]["out"]["/".join(path)] + found[1]["out"]["/".join(path)]
         here = [float(s.data.astype("float32").sum()) for s in array.addressable_shards]
         assert sorted(out) == pytest.approx(sorted(here), rel=1e-4, abs=1e-4)

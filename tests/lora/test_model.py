@@ -11,8 +11,8 @@ import pytest
 
 import qa_jax
 from qa_jax.config import LoraConfig, RunConfig
-from qa_jax.lora import add_lora, cast_to_param_dtypes
-from qa_jax.model import Qwen2Audio, bind
+from qa_jax.lora import add_lora
+from qa_jax.model import Qwen2Audio, bind, cast_to_param_dtypes
 from qa_jax.train import train
 from tests.runs import config, losses
 
