@@ -19,8 +19,8 @@ from qa_jax.generate.requests import Clip
 from qa_jax.model import AudioInput
 from qa_jax.typing import Float
 
-_BUCKETS = (200, 400, 700, 1100, 1600, 2200)
-"""Frames that clips are padded to, besides the longest."""
+_BUCKETS = (200, 400, 800, 1200, 1600, 2200)
+"""Frames that clips are padded to, besides the longest; multiples of `FRAME_MULTIPLE`."""
 
 
 class AudioCache:

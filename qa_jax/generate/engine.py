@@ -156,6 +156,11 @@ class Engine:
         with self._lock:
             self._scheduler.cancel(answer)
 
+    def forget(self) -> None:
+        """Empties free slots: later requests compute their prompts from the beginning."""
+        with self._lock:
+            self._scheduler.forget()
+
     def num_running(self) -> int:
         """Answers in slots."""
         return sum(slot.answer is not None for slot in self._scheduler.slots)
@@ -186,7 +191,7 @@ class Engine:
         for compile_one in self._compilations():
             compile_one()
 
-    def warm_up_in_background(self) -> None:
+    def warm_up_in_background(self) -> threading.Thread:
         """`warm_up` in a thread that waits while there are requests, and ends with the program."""
 
         def work() -> None:
@@ -197,7 +202,9 @@ class Engine:
                     return
                 compile_one()
 
-        threading.Thread(target=work, name="warm-up").start()
+        thread = threading.Thread(target=work, name="warm-up")
+        thread.start()
+        return thread
 
     def _compilations(self) -> Iterator[Callable[[], object]]:
         programs, n = self.programs, self.num_slots

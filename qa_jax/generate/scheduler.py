@@ -73,6 +73,12 @@ class Scheduler:
         self._clock += 1
         slot.answer, slot.chunks, slot.used = None, [], self._clock
 
+    def forget(self) -> None:
+        """Empties free slots."""
+        for slot in self.slots:
+            if slot.answer is None:
+                slot.content = slot.content[:0]
+
     def assign(self) -> None:
         """Gives free slots to waiting requests, in their order."""
         while self.waiting:

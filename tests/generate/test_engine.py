@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
 import numpy as np
+import pytest
 
 import qa_jax
+from qa_jax.config import SamplingConfig
+from qa_jax.errors import InputError
+from qa_jax.generate import Engine, Request, requests_of_batch
+from tests.conftest import CLIP, make_waveform
 from tests.generate.batches import batch_of
+from tests.generate.requests import random_requests, random_settings
+
+_compiled: list[str] = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, *_, **kwargs: _compiled.append(f"{event} {kwargs}")
+)
+
+
+def compile_events() -> list[str]:
+    """Programs built so far, by XLA or from the persistent cache."""
+    return [event for event in _compiled if "backend_compile" in event]
 
 
 def test_outputs_do_not_depend_on_other_rows(model: qa_jax.LoadedModel) -> None:
@@ -52,3 +73,108 @@ def test_sampling_is_reproducible_with_a_seed(model: qa_jax.LoadedModel) -> None
     first = model.generate(batch, **settings, seed=1)
     assert first == model.generate(batch, **settings, seed=1)
     assert first != model.generate(batch, **settings, seed=2)
+
+
+def conversation(model: qa_jax.LoadedModel, turns: int) -> list[Request]:
+    """The requests of a conversation about a clip of 3 s, each a turn longer."""
+    content = [{"type": "audio", "audio": (make_waveform(3), 16_000)}]
+    messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+    requests = []
+    for i in range(turns):
+        batch = model.require_processor().apply_chat_template(messages)
+        sampling = SamplingConfig(max_new_tokens=5 + i % 3, top_logprobs=3)
+        requests += requests_of_batch(batch, model.config, sampling)
+        messages += [
+            {"role": "assistant", "content": f"three plus {i}"},
+            {"role": "user", "content": f"what is four plus {i}"},
+        ]
+    return requests
+
+
+@pytest.mark.parametrize("num_slots", [1, 3])
+def test_a_turn_prefills_only_what_is_new(model: qa_jax.LoadedModel, num_slots: int) -> None:
+    """With the same tokens and log-probabilities as from nothing; with two slots and more, other
+    prompts come in between, and their slots are used."""
+    engine = Engine(model.config, model.params, num_slots=num_slots)
+    fresh = Engine(model.config, model.params, num_slots=1, max_audio_bytes=0)
+    others = iter(random_requests(model, 8, seed=3))
+    for i, request in enumerate(conversation(model, 4)):
+        fresh.forget()
+        both = [engine.submit(request)], [fresh.submit(request)]
+        engine.finish(both[0]), fresh.finish(both[1])
+        ours, expected = both[0][0], both[1][0]
+        assert expected.num_cached_tokens == 0
+        assert ours.num_cached_tokens >= (100 if i else 0)
+        for a, b in zip(ours.generated, expected.generated, strict=True):
+            assert a.token == b.token and [t for t, _ in a.top] == [t for t, _ in b.top]
+            np.testing.assert_allclose(a.logprob, b.logprob, atol=2e-5)
+            np.testing.assert_allclose([p for _, p in a.top], [p for _, p in b.top], atol=2e-5)
+        if num_slots > 1:
+            engine.finish([engine.submit(next(others))])
+    assert engine.audio_cache.misses < 20
+
+
+def test_the_same_clip_with_many_questions_is_encoded_once(model: qa_jax.LoadedModel) -> None:
+    engine = Engine(model.config, model.params, num_slots=4)
+    clip = (make_waveform(3), 16_000)
+    answers = []
+    for question in ("what is three", "turn on", "a man or a woman?"):
+        batch = model.require_processor()(f"{CLIP}{question}", clip)
+        sampling = SamplingConfig(max_new_tokens=4)
+        answers += [engine.submit(r) for r in requests_of_batch(batch, model.config, sampling)]
+    engine.finish(answers)
+    assert engine.audio_cache.misses == 1
+    assert [a.num_cached_tokens > 70 for a in answers] == [False, True, True]
+
+
+def test_nothing_compiles_after_the_warm_up(tiny_checkpoint: Path) -> None:
+    """A conversation of 50 turns, with other sampling in each, and clips of other lengths."""
+    model = qa_jax.load(tiny_checkpoint, num_slots=2, capacity=448)
+    model.engine.warm_up()
+    rng = np.random.default_rng(0)
+    messages: list[dict[str, Any]] = []
+    sizes: list[float] = [0.3, 4, 2]
+    built = len(compile_events())
+    for turn in range(50):
+        if turn % 4 == 0:  # the context is full
+            messages = []
+        content: list[dict[str, Any]] = [{"type": "text", "text": f"what is {turn}"}]
+        if sizes and turn % 3 == 0:
+            content.append({"type": "audio", "audio": (make_waveform(sizes.pop()), 16_000)})
+        messages.append({"role": "user", "content": content})
+        settings = dataclasses.asdict(random_settings(rng))
+        text = model.chat(messages, **settings)
+        messages.append({"role": "assistant", "content": text})
+    assert compile_events()[built:] == []
+
+
+def test_warming_up_in_the_background(tiny_checkpoint: Path) -> None:
+    model = qa_jax.load(tiny_checkpoint, num_slots=1, capacity=64)
+    thread = model.engine.warm_up_in_background()
+    batch = batch_of(model, [0])
+    answer = model.generate(batch, max_new_tokens=8, temperature=0.0)
+    thread.join()
+    assert answer == model.generate(batch, max_new_tokens=8, temperature=0.0)
+
+
+def test_an_int8_cache_is_close(model: qa_jax.LoadedModel) -> None:
+    requests = conversation(model, 2)
+    exact, rounded = (
+        Engine(model.config, model.params, num_slots=1, cache_dtype=dtype)
+        for dtype in (None, "int8")
+    )
+    for engine in (exact, rounded):
+        engine.finish(answers := [engine.submit(request) for request in requests])
+        engine.found = [info.logprob for a in answers for info in a.generated[:1]]  # type: ignore[attr-defined]
+    difference = np.abs(np.subtract(exact.found, rounded.found))  # type: ignore[attr-defined]
+    assert 0 < difference.max() < 0.02
+
+
+def test_requests_that_no_slot_can_hold(model: qa_jax.LoadedModel) -> None:
+    engine = Engine(model.config, model.params, num_slots=1, capacity=128)
+    request = requests_of_batch(
+        batch_of(model, [2]), model.config, SamplingConfig(max_new_tokens=128)
+    )[0]
+    with pytest.raises(InputError, match="a slot of this engine has 128"):
+        engine.submit(request)
+    assert engine.num_waiting() == 0
