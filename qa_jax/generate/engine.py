@@ -291,7 +291,8 @@ class Engine:
             slot.content = slot.answer.request.content[:end]
         last = [slot for slot in rows if not slot.chunks]
         if last:
-            self._collect(jax.tree.map(lambda x: x[None], sampled), dict(enumerate(rows)), 1)
+            sampled = jax.tree.map(lambda x: x[None], jax.device_get(sampled))
+            self._collect(sampled, dict(enumerate(rows)), 1)
 
     def _prompts(self, rows: list[Slot], count: int, size: int) -> Prompts:
         vocab, width = self.config.text.vocab_size, self.config.text.hidden_size
