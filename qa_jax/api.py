@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, overload
 
 import jax
@@ -14,11 +17,20 @@ from jax.sharding import Mesh
 from qa_jax.checkpoint import load_weights, read_model_config, split_step
 from qa_jax.config import Dtype, ModelConfig, SamplingConfig, from_generation_config, read_json
 from qa_jax.data import Batch, Message, Processor, Tokenizer, load_tokenizer
+from qa_jax.data.questions import Question
 from qa_jax.data.tokenizer import END_OF_TEXT, IM_END
 from qa_jax.errors import InputError
-from qa_jax.generate import Engine, choose_dtypes, requests_of_batch, use_persistent_cache
+from qa_jax.generate import (
+    Engine,
+    Summary,
+    answer_questions,
+    choose_dtypes,
+    requests_of_batch,
+    use_persistent_cache,
+)
 from qa_jax.generate.inputs import UserBatch
 from qa_jax.paths import AnyPath, PathLike, as_path
+from qa_jax.terminal import Progress
 from qa_jax.typing import DType, Float, Params
 
 _SMALL = 2**28
@@ -103,6 +115,36 @@ class LoadedModel:
         """The answer to a batch of one row as text, or as an iterator over its parts."""
         parts = self._stream_text(batch, self._sampling(settings))
         return parts if stream else "".join(parts)
+
+    def answer_questions(
+        self,
+        questions: Sequence[Question],
+        output: str | Path,
+        *,
+        field: str = "text",
+        progress: Progress | None = None,
+        **settings: Any,
+    ) -> Summary:
+        """Answers many questions into a JSONL file; see `qa_jax.generate.answer_questions`."""
+        return answer_questions(
+            self.engine,
+            self.require_processor(),
+            questions,
+            self._sampling(settings),
+            output,
+            field=field,
+            model_name=self.fingerprint,
+            progress=progress,
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of the configuration and of some of each parameter's values."""
+        state = hashlib.sha256(repr(self.config).encode())
+        for array in jax.tree.leaves(self.params):
+            part = array.addressable_data(0)
+            state.update(np.asarray(part[(slice(0, 2),) * part.ndim]).tobytes())
+        return state.hexdigest()[:16]
 
     def _stream_text(self, batch: Batch, sampling: SamplingConfig) -> Iterator[str]:
         decode = self.require_processor().tokenizer.decode

@@ -38,8 +38,9 @@ def _show_warning(
 
 
 @contextmanager
-def progress_bar(title: str, is_bytes: bool = False) -> Iterator[Progress]:
-    """A progress bar on stderr, if that is a terminal; of bytes with their speed."""
+def progress_bar(title: str, is_bytes: bool = False, is_rate: bool = False) -> Iterator[Progress]:
+    """A progress bar on stderr, if that is a terminal; of bytes, or of items (`is_rate`), with
+    their speed."""
     from rich import progress as rich
     from rich.console import Console
 
@@ -53,6 +54,15 @@ def progress_bar(title: str, is_bytes: bool = False) -> Iterator[Progress]:
             rich.TransferSpeedColumn(),
             rich.TimeRemainingColumn(),
         ]
+    if is_rate:
+        speed = rich.TextColumn("{task.completed}/{task.total}, {task.fields[rate]} a second")
+        columns.append(speed)
     with rich.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task = bar.add_task(title, total=None, rate="?")
+
+        def update(done: int, total: int) -> None:
+            rate = bar.tasks[task].speed
+            shown = "?" if rate is None else f"{rate:.1f}"
+            bar.update(task, completed=done, total=total, rate=shown)
+
+        yield update

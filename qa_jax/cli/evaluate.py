@@ -17,7 +17,7 @@ def add_parser(commands: common.Subparsers) -> None:
     common.add_model(parser)
     parser.add_argument("manifest")
     parser.add_argument("--output", help="predictions; MANIFEST.predictions.jsonl by default")
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=8, help="records at a time")
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.set_defaults(run=run)
 
@@ -29,8 +29,8 @@ def run(arguments: argparse.Namespace) -> None:
     manifest, batch_size = arguments.manifest, arguments.batch_size
     output = arguments.output or str(Path(manifest).with_suffix(".predictions.jsonl"))
     has_pairs = contains_pairs(manifest)
-    model = common.load_model(arguments)
-    with progress_bar("scoring" if has_pairs else "answering") as progress:
+    model = common.load_model(arguments, batch_size)
+    with progress_bar("scoring" if has_pairs else "answering", is_rate=True) as progress:
         if has_pairs:
             pairs = evaluate_pairs(
                 model, manifest, batch_size=batch_size, output=output, progress=progress
@@ -43,7 +43,6 @@ def run(arguments: argparse.Namespace) -> None:
             scores = evaluate(
                 model,
                 manifest,
-                batch_size=batch_size,
                 output=output,
                 progress=progress,
                 max_new_tokens=arguments.max_new_tokens,
@@ -51,5 +50,6 @@ def run(arguments: argparse.Namespace) -> None:
             result = (
                 f"{scores.num_records} records  word error rate {scores.word_error_rate:.2%}  "
                 f"exact match {scores.exact_match:.2%}  predictions in {output}"
+                + (f"  {scores.num_errors} without an answer" if scores.num_errors else "")
             )
     print(result)

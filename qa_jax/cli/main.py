@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from qa_jax.cli import (
     chat,
@@ -18,6 +19,7 @@ from qa_jax.cli import (
     selftest,
     tokenizer,
     train,
+    transcribe,
 )
 from qa_jax.terminal import exit_code
 
@@ -26,6 +28,7 @@ _COMMANDS = (
     plan,
     generate,
     chat,
+    transcribe,
     evaluate,
     tokenizer,
     convert,
@@ -43,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Qwen2-Audio in JAX: training, generation, conversion.",
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"qa_jax {version('qa_jax')}")
     parser.set_defaults(takes_settings=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in _COMMANDS:

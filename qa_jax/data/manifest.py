@@ -23,6 +23,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from qa_jax.data.audio import AudioSource
 from qa_jax.data.chat import PLACEHOLDER, Conversation, Prompt, Span, apply_chat_template
 from qa_jax.data.tokenizer import AUDIO, END_OF_TEXT
 from qa_jax.errors import InputError
@@ -63,18 +64,10 @@ def read_manifest(path: PathLike, on_error: OnError | None = None) -> list[Recor
 
     Raises InputError naming the first unusable line, unless `on_error` skips it.
     """
-    try:
-        # Not splitlines: JSON strings may contain U+2028 and other line separators.
-        lines = read_bytes(path).decode().split("\n")
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise InputError(path, f"not readable ({error})", "check the path") from None
     records = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        source = f"{path}:{number}"
+    for line, source in _lines(path):
         try:
-            records.append(_record(line, source, parent(path)))
+            records.append(_record(_parse(line, source), source, parent(path)))
         except InputError as error:
             if on_error is None:
                 raise
@@ -84,11 +77,32 @@ def read_manifest(path: PathLike, on_error: OnError | None = None) -> list[Recor
     return records
 
 
-def _record(line: str, source: str, base: str) -> Record:
+def read_lines(path: PathLike) -> list[tuple[Any, str]]:
+    """The lines of a manifest as JSON, each with its "file:line"; raises InputError as
+    `read_manifest`."""
+    lines = [(_parse(line, source), source) for line, source in _lines(path)]
+    if not lines:
+        raise InputError(path, "contains no records", _REMEDY)
+    return lines
+
+
+def _lines(path: PathLike) -> list[tuple[str, str]]:
     try:
-        raw = json.loads(line)
+        # Not splitlines: JSON strings may contain U+2028 and other line separators.
+        lines = read_bytes(path).decode().split("\n")
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise InputError(path, f"not readable ({error})", "check the path") from None
+    return [(line, f"{path}:{i}") for i, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _parse(line: str, source: str) -> Any:
+    try:
+        return json.loads(line)
     except (ValueError, RecursionError) as error:
         raise InputError(source, f"not JSON ({error})", "one object a line") from None
+
+
+def _record(raw: Any, source: str, base: str) -> Record:
     if is_pair(raw):
         chosen, rejected = to_pair(raw, source)
         return Record(source, base, chosen, raw, rejected)
@@ -243,30 +257,35 @@ def _parts(content: str, clips: list[Any]) -> list[dict[str, Any]]:
     return parts
 
 
-def _short_form(raw: Mapping[str, Any], source: str) -> Prompt:
+def short_form_prompt(raw: Mapping[str, Any], source: str) -> tuple[str, list[AudioSource]]:
+    """The raw prompt and the clips of the short form; raises InputError naming `source`."""
     audio, instruction = raw.get("audio"), raw.get("prompt", "")
     clips = [] if audio is None else audio if isinstance(audio, list) else [audio]
     if not isinstance(instruction, str):
         raise InputError(source, f"prompt is {instruction!r}", 'give "prompt": "..." or no prompt')
-    if AUDIO in instruction or AUDIO in raw["text"]:
+    if AUDIO in instruction or AUDIO in raw.get("text", ""):
         raise InputError(source, f"text contains {AUDIO}", "clips are inserted before the prompt")
-    prompt = PLACEHOLDER * len(clips) + instruction
+    return PLACEHOLDER * len(clips) + instruction, clips
+
+
+def _short_form(raw: Mapping[str, Any], source: str) -> Prompt:
+    prompt, clips = short_form_prompt(raw, source)
     return Prompt([Span(prompt, False), Span(raw["text"] + END_OF_TEXT, True)], clips)
 
 
-def split_last_answer(record: Record) -> tuple[Prompt, str]:
+def split_last_answer(prompt: Prompt, source: str) -> tuple[Prompt, str]:
     """A record's prompt up to its last assistant turn, and the text of that turn.
 
-    Raises InputError for a clip after that turn's beginning.
+    Raises InputError naming `source` for a clip after that turn's beginning.
     """
-    spans = record.prompt.spans
+    spans = prompt.spans
     last = max(i for i, span in enumerate(spans) if span.is_target)
     reference = spans[last].text
     for end in ("<|im_end|>", END_OF_TEXT):
         reference = reference.removesuffix(end)
-    prompt = Prompt(list(spans[:last]), record.prompt.audio)
-    if prompt.text.count(AUDIO) != len(prompt.audio):
+    before = Prompt(list(spans[:last]), prompt.audio)
+    if before.text.count(AUDIO) != len(prompt.audio):
         raise InputError(
-            record.source, "a clip comes after the last assistant turn", "end with the assistant"
+            source, "a clip comes after the last assistant turn", "end with the assistant"
         )
-    return prompt, reference
+    return before, reference

@@ -40,7 +40,8 @@ def make_pairs(model: LoadedModel, data: Path, split: str, seed: int, max_pairs:
     rows = _rows(data, split)
     manifest = no_question_manifest(data, split)
     output = data / f".no_question_{split}.predictions.jsonl"
-    evaluate(model, manifest, batch_size=32, output=output, max_new_tokens=MAX_NEW_TOKENS)
+    output.unlink(missing_ok=True)  # of another model
+    evaluate(model, manifest, output=output, max_new_tokens=MAX_NEW_TOKENS)
     answers = [json.loads(line)["prediction"] for line in output.read_text().splitlines()]
     output.unlink()
     pairs = [

@@ -93,10 +93,10 @@ def measure(
     results: dict[str, float] = {}
     for task, (title, metric) in TASKS.items():
         predictions = output / f"{split}_{task}.predictions.jsonl"
+        predictions.unlink(missing_ok=True)  # of another model
         scores: Scores = evaluate(
             model,
             data / f"{split}_{task}.jsonl",
-            batch_size=32,
             output=predictions,
             max_new_tokens=MAX_NEW_TOKENS,
         )

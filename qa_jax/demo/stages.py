@@ -109,6 +109,5 @@ def _scores(model: LoadedModel, data: Path, output_dir: Path) -> dict[str, float
 
 
 def _evaluate(model: LoadedModel, manifest: Path, output: Path) -> Scores:
-    return evaluate(
-        model, manifest, batch_size=32, output=output, max_new_tokens=demo.MAX_NEW_TOKENS
-    )
+    output.unlink(missing_ok=True)  # of another model
+    return evaluate(model, manifest, output=output, max_new_tokens=demo.MAX_NEW_TOKENS)

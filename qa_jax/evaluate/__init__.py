@@ -1,17 +1,15 @@
 """Evaluation of generated answers, and of preference pairs."""
 
-from qa_jax.evaluate.evaluate import Prediction, Scores, evaluate, score
+from qa_jax.evaluate.evaluate import Scores, evaluate
 from qa_jax.evaluate.metrics import exact_match, normalize, word_error_rate
 from qa_jax.evaluate.pairs import PairScores, evaluate_pairs
 
 __all__ = [
     "PairScores",
-    "Prediction",
     "Scores",
     "evaluate",
     "evaluate_pairs",
     "exact_match",
     "normalize",
-    "score",
     "word_error_rate",
 ]

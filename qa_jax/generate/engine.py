@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
@@ -105,21 +105,25 @@ class Engine:
         self.finish(answers)
         return [answer.tokens for answer in answers]
 
-    def run(self, requests: Iterable[Request]) -> Iterator[Answer]:
+    def run(self, requests: Iterable[Request]) -> Generator[Answer, None, None]:
         """Answers of many requests as they are finished, reading requests as they are needed."""
         source, running = iter(requests), list[Answer]()
         exhausted = False
-        while running or not exhausted:
-            while not exhausted and len(running) < 2 * self.num_slots:
-                request = next(source, None)
-                if request is None:
-                    exhausted = True
-                else:
-                    running.append(self.submit(request))
-            self.step()
-            done = [answer for answer in running if answer.finish_reason is not None]
-            running = [answer for answer in running if answer.finish_reason is None]
-            yield from done
+        try:
+            while running or not exhausted:
+                while not exhausted and len(running) < 2 * self.num_slots:
+                    request = next(source, None)
+                    if request is None:
+                        exhausted = True
+                    else:
+                        running.append(self.submit(request))
+                self.step()
+                done = [answer for answer in running if answer.finish_reason is not None]
+                running = [answer for answer in running if answer.finish_reason is None]
+                yield from done
+        finally:
+            for answer in running:
+                self.cancel(answer)
 
     def finish(self, answers: Iterable[Answer]) -> None:
         """Runs until these are finished."""
@@ -152,7 +156,7 @@ class Engine:
         return answer
 
     def cancel(self, answer: Answer) -> None:
-        """Ends an answer where it is; its slot is free from the next step on."""
+        """Ends an answer where it is."""
         with self._lock:
             self._scheduler.cancel(answer)
 
@@ -173,7 +177,6 @@ class Engine:
         """One call of prefill, if a prompt waits, and a burst of decode steps; whether there was
         anything to do."""
         with self._lock, self._on_mesh():
-            self._scheduler.drop_cancelled()
             self._scheduler.assign()
             slots = self._scheduler.slots
             prefilling = [slot for slot in slots if slot.chunks]

@@ -11,9 +11,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from qa_jax.config import Dtype, ModelConfig, TextConfig
+from qa_jax.config import Dtype, MeshConfig, ModelConfig, TextConfig
 from qa_jax.errors import InputError
 from qa_jax.model import KVCache, Qwen2Audio, param_specs
+from qa_jax.parallel import make_mesh
 from qa_jax.typing import DType
 
 _PARAM_SHARE = 0.75
@@ -105,6 +106,17 @@ def choose_dtypes(
             "memory", f"the model needs {placement}", "use int8 weights, or a larger machine"
         )
     return placement
+
+
+def default_mesh(config: ModelConfig) -> Mesh | None:
+    """All accelerators of this machine, over which heads are sharded: a token costs one reading of
+    the weights, which they share. None for one device, and for CPUs."""
+    devices = jax.local_devices()
+    heads, groups = config.text.num_attention_heads, config.text.num_key_value_heads
+    count = math.gcd(len(devices), heads, groups)
+    if count == 1 or devices[0].platform == "cpu":
+        return None
+    return make_mesh(MeshConfig(1, 1, count), devices[:count])
 
 
 def entry_bytes(config: TextConfig, dtype: DType, mesh: Mesh | None = None) -> float:

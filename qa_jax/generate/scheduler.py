@@ -49,24 +49,18 @@ class Scheduler:
         self.slots = [Slot(i) for i in range(num_slots)]
         self.waiting: deque[Answer] = deque()
         self._buckets, self._copy = buckets, copy
-        self._cancelled: set[Answer] = set()
         self._clock = 0
 
     def cancel(self, answer: Answer) -> None:
-        """Ends an answer where it is; `drop_cancelled` frees its slot."""
-        if answer.finish_reason is None:
-            answer.finish("cancelled")
-            self._cancelled.add(answer)
-
-    def drop_cancelled(self) -> None:
-        """Frees slots of cancelled answers, and takes them out of the queue."""
-        if not self._cancelled:
+        """Ends an answer where it is, and frees its slot or its place in the queue."""
+        if answer.finish_reason is not None:
             return
+        answer.finish("cancelled")
+        if answer in self.waiting:
+            self.waiting.remove(answer)
         for slot in self.slots:
-            if slot.answer in self._cancelled:
+            if slot.answer is answer:
                 self.release(slot)
-        self.waiting = deque(a for a in self.waiting if a not in self._cancelled)
-        self._cancelled.clear()
 
     def release(self, slot: Slot) -> None:
         """Frees a slot."""

@@ -43,10 +43,14 @@ def test_tokenizer_train_evaluate(
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
     capsys.readouterr()
     arguments = ["--checkpoint", str(tmp_path / "run"), "--max-new-tokens", "4"]
+    assert main(["evaluate", *arguments, str(manifest)]) == 2
+    assert "manifest.jsonl:6: has no prompt to answer" in capsys.readouterr().err
+    lines = manifest.read_text().splitlines(keepends=True)
+    manifest.write_text("".join(line for line in lines if not line.startswith('{"text"')))
     assert main(["evaluate", *arguments, str(manifest)]) == 0
-    assert "12 records  word error rate" in capsys.readouterr().out
+    assert "10 records  word error rate" in capsys.readouterr().out
     rows = [
         json.loads(x) for x in manifest.with_suffix(".predictions.jsonl").read_text().splitlines()
     ]
-    assert len(rows) == 12 and rows[1]["reference"] == "a man"
+    assert len(rows) == 10 and rows[1]["reference"] == "a man"
     assert rows[0]["source"].endswith("manifest.jsonl:1")

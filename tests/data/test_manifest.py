@@ -22,7 +22,7 @@ def test_forms_of_a_record(manifest: Path) -> None:
     assert records[4].prompt.text == (
         "<|audio_bos|><|AUDIO|><|audio_eos|>turn onthe light in the kitchen<|endoftext|>"
     )
-    question, answer = split_last_answer(records[0])
+    question, answer = split_last_answer(records[0].prompt, records[0].source)
     assert answer == "three plus four is seven"
     assert question.text.endswith("<|im_start|>assistant\n")
 
