@@ -44,11 +44,13 @@ setup(
         "jsonargparse>=4.49",
         "PyYAML>=6",
         "huggingface-hub>=0.30",
+        "prompt_toolkit>=3.0.40",
         "rapidfuzz>=3.9",
         "rich>=13",
         "tensorboardX>=2.6",
     ],
     extras_require={
+        "microphone": ["sounddevice>=0.5"],
         "demo": demo,
         "parity": parity,
         "gcs": gcs,

@@ -32,14 +32,18 @@ def num_compilations() -> int:
     return built - _events.get("/jax/compilation_cache/cache_hits", 0)
 
 
+def cache_home() -> Path:
+    """The user's cache directory of this package."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "qa_jax")
+
+
 def use_persistent_cache() -> None:
     """Keeps compiled programs in the user's cache directory, unless JAX is configured otherwise.
 
     JAX_COMPILATION_CACHE_DIR names another directory, JAX_ENABLE_COMPILATION_CACHE=false none.
     """
     if jax.config.values["jax_compilation_cache_dir"] is None:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(home, "qa_jax", "programs")))
+        jax.config.update("jax_compilation_cache_dir", str(cache_home() / "programs"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 

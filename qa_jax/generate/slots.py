@@ -267,7 +267,9 @@ class Programs:
         return jnp.promote_types(self.dtype, jnp.float32)
 
     def _replicated(self, model: Qwen2Audio, hidden: jax.Array) -> jax.Array:
-        return constrain(model.logits(hidden), None, None)
+        # In two steps, so that logits are gathered and not the output layer's kernel.
+        logits = constrain(model.logits(hidden), None, "act_vocab")
+        return constrain(jax.lax.optimization_barrier(logits), None, None)
 
 
 def _is_end(token: jax.Array, step: jax.Array, settings: RowSettings) -> jax.Array:

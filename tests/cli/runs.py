@@ -10,7 +10,8 @@ from qa_jax.cli import main
 def refused(capsys: pytest.CaptureFixture, *argv: object) -> str:
     """Runs a command that must fail; returns its one line of error."""
     code = main([str(a) for a in argv])
-    error = capsys.readouterr().err
+    lines = capsys.readouterr().err.splitlines(keepends=True)
+    error = "".join(line for line in lines if not line.startswith("loading "))
     assert code == 2
     assert error.startswith("error: ") and error.count("\n") == 1 and "Traceback" not in error
     return error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import qa_jax
 from qa_jax.cli import main
 from tests.cli.runs import refused
 
@@ -83,3 +85,63 @@ def test_long_audio_is_truncated_with_a_warning(audio_files: Path, tiny_checkpoi
     )
     assert done.returncode == 0
     assert "warning: " in done.stderr and "truncated from 31.0 s to 30 s" in done.stderr
+
+
+def test_the_prompt_and_the_system_message_are_asked(
+    capsys: pytest.CaptureFixture, tiny_checkpoint: Path, audio_files: Path, prompts: list[str]
+) -> None:
+    clip = audio_files / "0.wav"
+    command = ["generate", "--checkpoint", str(tiny_checkpoint), "--audio", str(clip)]
+    command += ["--max-new-tokens", "12"]
+    model = qa_jax.load(tiny_checkpoint)
+    for system, text in (("", ""), ("", "what is three"), ("turn on the light", "what")):
+        arguments = ["--system", system] if system else []
+        arguments += ["--prompt", text] if text else []
+        assert main([*command, *arguments]) == 0
+        out = capsys.readouterr().out
+        parts = [{"type": "audio", "audio": str(clip)}, {"type": "text", "text": text}]
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": parts if text else parts[:1]})
+        assert out == model.chat(messages, max_new_tokens=12) + "\n"
+        assert prompts[-1] == prompts[-2]
+        assert (system or "You are a helpful assistant.") in prompts[-1]
+        assert text in prompts[-1] and "Audio 1: " in prompts[-1]
+
+
+def test_settings_without_effect_are_told(
+    capsys: pytest.CaptureFixture, tiny_checkpoint: Path
+) -> None:
+    command = ["generate", "--checkpoint", str(tiny_checkpoint), "--prompt", "what"]
+    command += ["--max-new-tokens", "2", "--temperature", "0", "--top-p", "0.5", "--seed", "3"]
+    assert main(command) == 0
+    error = capsys.readouterr().err
+    assert "warning: top_p has no effect at temperature 0" in error
+    assert "warning: seed has no effect at temperature 0" in error
+
+
+def test_a_mesh(capsys: pytest.CaptureFixture, tiny_checkpoint: Path, audio_files: Path) -> None:
+    command = ["generate", "--checkpoint", str(tiny_checkpoint), "--prompt", "what is three"]
+    command += ["--max-new-tokens", "8"]
+    assert main(command) == 0
+    alone = capsys.readouterr().out
+    assert main([*command, "--mesh", "tensor=2,data=4"]) == 0
+    assert capsys.readouterr().out == alone
+    error = refused(capsys, *command, "--mesh", "tensors=2")
+    assert "write data=N,fsdp=N,tensor=N" in error
+
+
+def test_a_manifest_without_answers(
+    capsys: pytest.CaptureFixture, tiny_checkpoint: Path, audio_files: Path, tmp_path: Path
+) -> None:
+    manifest, output = tmp_path / "m.jsonl", tmp_path / "out.jsonl"
+    user = {"role": "user", "content": "what is three"}
+    manifest.write_text(json.dumps({"messages": [user]}) + "\n")
+    command = ["generate", "--checkpoint", str(tiny_checkpoint), "--manifest", str(manifest)]
+    error = refused(capsys, *command)
+    assert "given without --output" in error
+    for _ in range(2):
+        assert main([*command, "--output", str(output), "--max-new-tokens", "5"]) == 0
+        assert "1 answers in" in capsys.readouterr().out
+    assert json.loads(output.read_text())["source"] == f"{manifest}:1"
+    error = refused(capsys, *command, "--output", output, "--max-new-tokens", "6")
+    assert "answered with other settings" in error

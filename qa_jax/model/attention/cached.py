@@ -35,16 +35,24 @@ def cached_attention(
     block = max(1, min(t, _MAX_SCORES // (r * n * s)))
 
     def attend(q: jax.Array, positions: jax.Array) -> jax.Array:
-        scores = _einsum("RTKGH,RKSH->RKGTS", q, k.astype(q.dtype))
+        # A head's queries are one dimension, which is left out where there is one query: TPUs
+        # compute in tiles of the last two dimensions.
+        count = q.shape[1] * q.shape[3]
+        m = "M" if count > 1 else ""
+        q = jnp.transpose(q, (0, 2, 1, 3, 4)).reshape(r, heads, *[count] * len(m), h)
+        positions = jnp.repeat(positions, count // positions.shape[1], axis=1)
+        positions = positions.reshape(r, 1, *[count] * len(m), 1)
+        scores = _einsum(f"RK{m}H,RKSH->RK{m}S", q, k.astype(q.dtype))
         scores = scores.astype(at_least_float32(q.dtype))
+        one = (r, heads, *[1] * len(m), s)
         if k_scale is not None:
-            scores *= k_scale[:, :, None, None].astype(scores.dtype)
-        visible = jnp.arange(s) <= positions[:, None, None, :, None]
-        scores = jnp.where(visible, scores, jnp.finfo(scores.dtype).min)
+            scores *= k_scale.reshape(one).astype(scores.dtype)
+        scores = jnp.where(jnp.arange(s) <= positions, scores, jnp.finfo(scores.dtype).min)
         weights = jax.nn.softmax(scores, axis=-1)
         if v_scale is not None:
-            weights *= v_scale[:, :, None, None].astype(weights.dtype)
-        return _einsum("RKGTS,RKSH->RTKGH", weights.astype(q.dtype), v.astype(q.dtype))
+            weights *= v_scale.reshape(one).astype(weights.dtype)
+        out = _einsum(f"RK{m}S,RKSH->RK{m}H", weights.astype(q.dtype), v.astype(q.dtype))
+        return jnp.transpose(out.reshape(r, heads, -1, n // heads, h), (0, 2, 1, 3, 4))
 
     parts = [attend(q[:, i : i + block], positions[:, i : i + block]) for i in range(0, t, block)]
     return jnp.concatenate(parts, axis=1).reshape(r, t, n, h)
