@@ -90,7 +90,8 @@ def from_generation_config(raw: JsonDict) -> JsonDict:
             fields[name] = raw[name]
     if raw.get("do_sample"):
         # Absent settings take transformers' own defaults: temperature 1, top_k 50, no top_p.
-        fields["temperature"] = raw.get("temperature", 1.0)
+        temperature = raw.get("temperature")
+        fields["temperature"] = 1.0 if temperature is None else temperature
         fields["top_k"] = raw.get("top_k", 50) or 0
         fields["top_p"] = raw.get("top_p", 1.0) or 1.0
     if raw.get("eos_token_id") is not None:

@@ -163,7 +163,8 @@ EMBED_TOKENS = "language_model.model.embed_tokens.weight"
 
 def tensor_map(config: ModelConfig) -> dict[str, TensorSpec]:
     """Every tensor of a checkpoint of this configuration, by its released name."""
-    specs = param_specs(Qwen2Audio(config))
+    # Released checkpoints have no int8 weights.
+    specs = param_specs(Qwen2Audio(dataclasses.replace(config, weights="float")))
     tensors: dict[str, TensorSpec] = {}
     for module, (prefix, parameters) in _MODULES.items():
         for suffix, (name, layout) in parameters.items():

@@ -32,6 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     to_hf.add_argument("--shard-size", default="5GB", help="size of the largest file")
     to_hf.add_argument("--step", type=int, help="of a training run; default: the latest")
     to_hf.add_argument("--merge", action="store_true", help="merge an adapter into its base model")
+    quantize = jobs.add_parser(
+        "quantize", help="round linear layers to 8 bits: a qa_jax checkpoint for inference"
+    )
+    quantize.add_argument("source", help="a qa_jax or Hugging Face directory, or a hub id")
+    quantize.add_argument("dest", help="the new directory")
     verify = jobs.add_parser("verify", help="compare two directories of either kind, bit for bit")
     verify.add_argument("source")
     verify.add_argument("checkpoint")
@@ -43,9 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the job that the command line names."""
-    {"table": _table, "verify": _verify, "to-jax": _to_jax, "to-hf": _to_hf}[arguments.job](
-        arguments
-    )
+    run_job = {
+        "table": _table,
+        "verify": _verify,
+        "to-jax": _to_jax,
+        "to-hf": _to_hf,
+        "quantize": _quantize,
+    }
+    run_job[arguments.job](arguments)
 
 
 def _table(_: argparse.Namespace) -> None:
@@ -99,3 +109,10 @@ def _to_hf(arguments: argparse.Namespace) -> None:
             progress,
         )
     print(f"wrote {arguments.dest}; checksum of all tensors {total}")
+
+
+def _quantize(arguments: argparse.Namespace) -> None:
+    from convert_weights.quantize import quantize
+
+    size = quantize(arguments.source, arguments.dest)
+    print(f"wrote {arguments.dest}: {size / 1e9:.2f} GB")

@@ -9,14 +9,19 @@ from pathlib import Path
 from convert_weights.hub import resolve_source
 from convert_weights.job import CHECKSUMS_FILE, read_checksums, read_total_checksum
 from convert_weights.weights import HFWeights, QaJaxWeights, Weights, open_weights
-from qa_jax import checkpoint
+from qa_jax import checkpoint, hf
+from qa_jax.config import read_json
+from qa_jax.trees import flatten_dict
 
 _PARTS = {"encoder": "audio encoder", "projector": "projector", "decoder": "text decoder"}
 
 
 def describe(directory: str | Path) -> str:
     """Kind, configuration, parameters by part, dtypes, sizes and step, as lines of text."""
-    weights = open_weights(resolve_source(directory))
+    found = resolve_source(directory)
+    if checkpoint.is_adapter(found) or hf.is_peft(found):
+        return _describe_adapter(found)
+    weights = open_weights(found)
     audio, text = weights.config.audio, weights.config.text
     head = "tied to the embedding" if text.tie_word_embeddings else "untied"
     lines = [
@@ -45,6 +50,29 @@ def describe(directory: str | Path) -> str:
     lines.append(f"  tokenizer      {', '.join(files) or 'none'}")
     if read_checksums(weights.directory):
         lines.append(f"  {CHECKSUMS_FILE} {read_total_checksum(weights.directory)}")
+    return "\n".join(lines)
+
+
+def _describe_adapter(directory: Path) -> str:
+    if checkpoint.is_adapter(directory):
+        adapter, config = checkpoint.load_adapter(directory)
+        base, kind = config.base, "a qa_jax adapter"
+    else:
+        raw = read_json(directory / "adapter_config.json")
+        base, kind = raw.get("base_model_name_or_path") or "unknown", "a PEFT adapter"
+        if not checkpoint.is_checkpoint(base) and not (Path(base) / "config.json").is_file():
+            rank, alpha = raw.get("r"), raw.get("lora_alpha")
+            return f"{directory}: {kind}\n  base model     {base}\n  rank {rank}, alpha {alpha}"
+        adapter = hf.read_peft(directory, checkpoint.read_model_config(base))
+    arrays = flatten_dict(adapter.params)
+    ranks = {x.shape[-1] for path, x in arrays.items() if path[-1] == "lora_a"}
+    lines = [
+        f"{directory}: {kind}",
+        f"  base model     {base}",
+        f"  parameters     {sum(x.size for x in arrays.values()):,}",
+    ]
+    lines.append(f"  rank           {', '.join(map(str, sorted(ranks)))}")
+    lines += [f"  {'/'.join(path)}  scale {scale:g}" for path, scale in adapter.scales.items()]
     return "\n".join(lines)
 
 

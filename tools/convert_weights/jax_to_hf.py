@@ -20,6 +20,7 @@ from convert_weights.shards import Entry, Shards, parse_size
 from convert_weights.weights import MergedWeights, QaJaxWeights
 from qa_jax import checkpoint, hf
 from qa_jax.config import to_hf as config_to_hf
+from qa_jax.errors import InputError
 from qa_jax.terminal import Progress
 
 
@@ -50,6 +51,10 @@ def to_hf(
     limit = parse_size(shard_size)
     refuse_existing(dest)
     weights = (MergedWeights if checkpoint.is_adapter(source) else QaJaxWeights)(source, step)
+    if weights.config.weights == "int8":
+        raise InputError(
+            source, "its weights are int8, for inference alone", "convert the original checkpoint"
+        )
     dtypes = {n: np.dtype(jax.numpy.dtype(dtype or weights.dtype(n))) for n in weights.tensors}
     entries = {n: Entry(t.hf_shape, dtypes[n]) for n, t in weights.tensors.items()}
     # checksums.json describes a conversion's step 0, not the steps of training.

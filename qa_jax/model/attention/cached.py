@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from qa_jax.model.gradients import at_least_float32, matmul_precision
+from qa_jax.parallel import current_platform
 from qa_jax.typing import Array, Float, Int
 
 _MAX_SCORES = 2**24
 """Scores computed at a time: 64 MiB in float32."""
+_TILE_ROWS = 8
+"""Rows of a TPU's tiles."""
 
 
 def cached_attention(
@@ -35,23 +38,28 @@ def cached_attention(
     block = max(1, min(t, _MAX_SCORES // (r * n * s)))
 
     def attend(q: jax.Array, positions: jax.Array) -> jax.Array:
-        # A head's queries are one dimension, which is left out where there is one query: TPUs
-        # compute in tiles of the last two dimensions.
-        count = q.shape[1] * q.shape[3]
-        m = "M" if count > 1 else ""
-        q = jnp.transpose(q, (0, 2, 1, 3, 4)).reshape(r, heads, *[count] * len(m), h)
+        count = q.shape[1] * q.shape[3]  # a head's queries: those of its group at all positions
+        q = jnp.transpose(q, (0, 2, 1, 3, 4)).reshape(r, heads, count, h)
         positions = jnp.repeat(positions, count // positions.shape[1], axis=1)
-        positions = positions.reshape(r, 1, *[count] * len(m), 1)
-        scores = _einsum(f"RK{m}H,RKSH->RK{m}S", q, k.astype(q.dtype))
+        rows = count
+        if current_platform() == "tpu" and count < _TILE_ROWS:
+            # With fewer, XLA does not use the matrix unit, and takes three times as long.
+            rows = _TILE_ROWS
+            fill = [(0, 0), (0, rows - count)]
+            q = jax.lax.optimization_barrier(jnp.pad(q, [(0, 0), *fill, (0, 0)]))
+            positions = jnp.pad(positions, fill)
+        scores = _einsum("RKMH,RKSH->RKMS", q, k.astype(q.dtype))
         scores = scores.astype(at_least_float32(q.dtype))
-        one = (r, heads, *[1] * len(m), s)
         if k_scale is not None:
-            scores *= k_scale.reshape(one).astype(scores.dtype)
-        scores = jnp.where(jnp.arange(s) <= positions, scores, jnp.finfo(scores.dtype).min)
+            scores *= k_scale[:, :, None].astype(scores.dtype)
+        visible = jnp.arange(s) <= positions[:, None, :, None]
+        scores = jnp.where(visible, scores, jnp.finfo(scores.dtype).min)
         weights = jax.nn.softmax(scores, axis=-1)
         if v_scale is not None:
-            weights *= v_scale.reshape(one).astype(weights.dtype)
-        out = _einsum(f"RK{m}S,RKSH->RK{m}H", weights.astype(q.dtype), v.astype(q.dtype))
+            weights *= v_scale[:, :, None].astype(weights.dtype)
+        out = _einsum("RKMS,RKSH->RKMH", weights.astype(q.dtype), v.astype(q.dtype))
+        if rows > count:
+            out = jax.lax.optimization_barrier(out)[:, :, :count]
         return jnp.transpose(out.reshape(r, heads, -1, n // heads, h), (0, 2, 1, 3, 4))
 
     parts = [attend(q[:, i : i + block], positions[:, i : i + block]) for i in range(0, t, block)]
