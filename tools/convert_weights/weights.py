@@ -82,6 +82,8 @@ class QaJaxWeights:
             if (shape if tensor.layer is None else shape[1:]) != tensor.shape:
                 problems.append(f"{name}: {'/'.join(tensor.path)} has shape {shape}")
         paths = {t.path for t in self.tensors.values()}
+        if self.config.weights == "int8":
+            paths |= {(*path[:-1], "kernel_scale") for path in paths if path[-1] == "kernel"}
         problems += [
             f"{'/'.join(p)}: not a parameter of this model" for p in self.arrays if p not in paths
         ]
