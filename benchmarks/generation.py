@@ -152,6 +152,10 @@ def main() -> None:
         first, second = turns(model, longest)
         times.setdefault("first turn", []).append(first)
         times.setdefault("second turn", []).append(second)
+    write_results(times, runs, new_tokens)
+
+
+def write_results(times: dict[str, list[float]], runs: int, new_tokens: int) -> None:
     median = {name: float(np.median(x)) for name, x in times.items()}
     peer, ours = min(median["one at a time"], median["batches of 8"]), median["qa_jax"]
     replace_section(

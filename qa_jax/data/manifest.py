@@ -23,6 +23,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from qa_jax.config import JsonDict
 from qa_jax.data.audio import AudioSource
 from qa_jax.data.chat import PLACEHOLDER, Conversation, Prompt, Span, apply_chat_template
 from qa_jax.data.tokenizer import AUDIO, END_OF_TEXT
@@ -77,7 +78,7 @@ def read_manifest(path: PathLike, on_error: OnError | None = None) -> list[Recor
     return records
 
 
-def read_lines(path: PathLike) -> list[tuple[Any, str]]:
+def read_lines(path: PathLike) -> list[tuple[JsonDict, str]]:
     """The lines of a manifest as JSON, each with its "file:line"; raises InputError as
     `read_manifest`."""
     lines = [(_parse(line, source), source) for line, source in _lines(path)]
@@ -95,14 +96,17 @@ def _lines(path: PathLike) -> list[tuple[str, str]]:
     return [(line, f"{path}:{i}") for i, line in enumerate(lines, start=1) if line.strip()]
 
 
-def _parse(line: str, source: str) -> Any:
+def _parse(line: str, source: str) -> JsonDict:
     try:
-        return json.loads(line)
+        raw = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise InputError(source, f"not JSON ({error})", "one object a line") from None
+    if not isinstance(raw, dict):
+        raise InputError(source, "not a JSON object", _REMEDY)
+    return raw
 
 
-def _record(raw: Any, source: str, base: str) -> Record:
+def _record(raw: JsonDict, source: str, base: str) -> Record:
     if is_pair(raw):
         chosen, rejected = to_pair(raw, source)
         return Record(source, base, chosen, raw, rejected)

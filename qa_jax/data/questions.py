@@ -5,8 +5,9 @@ from __future__ import annotations
 import glob
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from qa_jax.config import JsonDict
 from qa_jax.data.audio import AudioSource
 from qa_jax.data.chat import PLACEHOLDER, Prompt, Span, apply_chat_template
 from qa_jax.data.manifest import (
@@ -32,7 +33,7 @@ class Question(NamedTuple):
         base: directory to which paths of clips are relative.
     """
 
-    row: Mapping[str, Any]
+    row: JsonDict
     prompt: Prompt
     base: str = ""
 
@@ -48,17 +49,17 @@ def read_questions(path: PathLike) -> list[Question]:
         prompt, reference = _prompt_and_reference(raw, source)
         if not prompt.text:
             raise InputError(source, "has no prompt to answer", "add messages, audio or a prompt")
-        row = {"source": source, "prompt": prompt.text}
+        row: JsonDict = {"source": source, "prompt": prompt.text}
         if reference is not None:
             row["reference"] = reference
         questions.append(Question(row, prompt, parent(path)))
     return questions
 
 
-def _prompt_and_reference(raw: Any, source: str) -> tuple[Prompt, str | None]:
+def _prompt_and_reference(raw: JsonDict, source: str) -> tuple[Prompt, str | None]:
     if is_pair(raw):
         raise InputError(source, "is a preference pair", "give records with one answer, or none")
-    keys = set(raw) if isinstance(raw, Mapping) else set()
+    keys = set(raw)
     if {"audio", "prompt"} & keys and not {"messages", "text"} & keys:
         prompt, clips = short_form_prompt(raw, source)
         return Prompt([Span(prompt, False)], clips), None
@@ -103,7 +104,7 @@ def _clips(path: str) -> list[tuple[AudioSource, str]]:
     if path.endswith(".jsonl"):
         found = []
         for raw, source in read_lines(path):
-            clip = raw.get("audio") if isinstance(raw, Mapping) else None
+            clip = raw.get("audio")
             if not isinstance(clip, str):
                 raise InputError(source, "has no audio path", 'give {"audio": "a.wav"}')
             found.append((clip, parent(path)))

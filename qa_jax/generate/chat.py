@@ -7,9 +7,8 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-from qa_jax.config import SAMPLE_RATE
+from qa_jax.config import SAMPLE_RATE, JsonDict
 from qa_jax.data import AudioSource
 from qa_jax.errors import InputError
 
@@ -25,7 +24,7 @@ _COMMANDS = {
     ":quit": "or end of input",
 }
 Load = Callable[[str], AudioSource]
-Reply = Callable[[list[dict[str, Any]]], Iterator[str]]
+Reply = Callable[[list[JsonDict]], Iterator[str]]
 
 
 class Chat:
@@ -39,8 +38,8 @@ class Chat:
 
     def __init__(self, reply: Reply, load_clip: Load, system: str | None = None) -> None:
         self._reply, self._load_clip = reply, load_clip
-        self.clips: list[dict[str, Any]] = []
-        self.messages: list[dict[str, Any]] = []
+        self.clips: list[JsonDict] = []
+        self.messages: list[JsonDict] = []
         self.start(system)
 
     def start(self, system: str | None = None) -> None:
@@ -105,7 +104,7 @@ class Chat:
             self.messages.pop()
         return True
 
-    def _load(self, paths: list[str]) -> list[dict[str, Any]]:
+    def _load(self, paths: list[str]) -> list[JsonDict]:
         """The clips that can be read; errors of the others are printed."""
         clips = []
         for path in paths:
@@ -128,7 +127,7 @@ class Chat:
             file.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
         print(f"added to {path}")
 
-    def _saved_part(self, part: dict[str, Any], path: Path) -> dict[str, Any]:
+    def _saved_part(self, part: JsonDict, path: Path) -> JsonDict:
         """A part with its clip as a path; a recorded one is written beside the file."""
         if part["type"] != "audio":
             return part
@@ -177,8 +176,7 @@ def _reader(history: Path) -> Callable[[str], str]:
     takes_file = (":audio", ":save")
     words = {name.split()[0] for name in _COMMANDS}
     completer = NestedCompleter({w: files if w in takes_file else None for w in sorted(words)})
-    session: Any = PromptSession(history=FileHistory(str(history)), completer=completer)
-    return session.prompt
+    return PromptSession(history=FileHistory(str(history)), completer=completer).prompt
 
 
 def _paths(text: str) -> list[str]:
@@ -194,7 +192,7 @@ def _paths(text: str) -> list[str]:
         raise InputError(":audio", str(error), "close the quotation") from None
 
 
-def _record(text: str) -> dict[str, Any]:
+def _record(text: str) -> JsonDict:
     try:
         import sounddevice
     except (ImportError, OSError) as error:  # without PortAudio

@@ -57,7 +57,10 @@ class Program:
     """
 
     def __init__(
-        self, function: Callable[..., Any], donate: int | None = None, static: tuple[str, ...] = ()
+        self,
+        function: Callable[..., PyTree],
+        donate: int | None = None,
+        static: tuple[str, ...] = (),
     ) -> None:
         self.function = function
         donated = () if donate is None else (donate,)

@@ -26,7 +26,7 @@ def test_bad_checkpoints_and_settings(
     assert "data.train: no manifest named" in refused(capsys, "train", "--config", config)
     command = ["generate", "--checkpoint", tiny_checkpoint, "--prompt", "hi", "--top-p", "3"]
     assert "top_p: 3.0 is out of range" in refused(capsys, *command)
-    assert "neither --audio nor --prompt" in refused(capsys, *command[:3])
+    assert "neither --audio, --prompt nor --manifest" in refused(capsys, *command[:3])
     with pytest.raises(SystemExit) as error:
         main(["generate", "--checkpoint", str(tiny_checkpoint), "--audios", "x.wav"])
     assert error.value.code == 2

@@ -50,11 +50,7 @@ def to_hf(
     """
     limit = parse_size(shard_size)
     refuse_existing(dest)
-    weights = (MergedWeights if checkpoint.is_adapter(source) else QaJaxWeights)(source, step)
-    if weights.config.weights == "int8":
-        raise InputError(
-            source, "its weights are int8, for inference alone", "convert the original checkpoint"
-        )
+    weights = _open(source, step)
     dtypes = {n: np.dtype(jax.numpy.dtype(dtype or weights.dtype(n))) for n in weights.tensors}
     entries = {n: Entry(t.hf_shape, dtypes[n]) for n, t in weights.tensors.items()}
     # checksums.json describes a conversion's step 0, not the steps of training.
@@ -88,3 +84,12 @@ def to_hf(
         checkpoint.copy_tokenizer_files(source, job.partial)
         write_json(job.partial / "config.json", raw)
         return job.finish()
+
+
+def _open(source: str | Path, step: int | None) -> MergedWeights | QaJaxWeights:
+    weights = (MergedWeights if checkpoint.is_adapter(source) else QaJaxWeights)(source, step)
+    if weights.config.weights == "int8":
+        raise InputError(
+            source, "its weights are int8, for inference alone", "convert the original checkpoint"
+        )
+    return weights
