@@ -23,7 +23,7 @@ _INDEX_FACTOR = 0x9E3779B97F4A7C15
 class Clip(NamedTuple):
     """A clip: its samples at 16 kHz, to a whole frame, or its log-mel frames and a few more."""
 
-    samples: Float[np.ndarray, " S"] | Float[np.ndarray, "F M"]
+    samples: Float[np.ndarray, " clip_samples"] | Float[np.ndarray, "clip_frames M"]
     num_frames: int
 
     @property

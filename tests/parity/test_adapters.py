@@ -152,7 +152,7 @@ def test_an_adapted_model_and_its_gradients(case: str, tmp_path: Path) -> None:
     def of(low: Any) -> tuple[Any, Any]:
         m = bound(merge_trees(loaded.params, low))
         audio = AudioInput(inputs.waveform, inputs.num_frames)
-        logits = m.logits(m(inputs.tokens, inputs.attention_mask, audio)[0])
+        logits = m.logits(m(inputs.tokens, inputs.attention_mask, audio))
         return jnp.sum(jax.nn.logsumexp(logits, axis=-1) * inputs.attention_mask), logits
 
     low = jax.tree.map(jnp.asarray, adapter.params)
