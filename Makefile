@@ -36,7 +36,6 @@ parity: $(VENV)/.parity
 
 bench: $(VENV)/.parity
 	$(BIN)/python benchmarks/against_transformers.py
-	$(BIN)/python benchmarks/generation.py --runs 3
 	$(BIN)/python benchmarks/training_step.py
 
 # Editable; reinstalled when setup.py is newer than the stamp.
