@@ -75,7 +75,7 @@ def measure(seconds: int, runs: int) -> str:
     objective = make_objective(config, models, 1)
     optimizer = make_optimizer(config.optimizer, 1000, models.policy)
     step = jax.jit(make_run_step(config, models, objective, optimizer), donate_argnums=0)
-    model_inputs = prepare_inputs(batch, model.config, token_multiple=1)
+    model_inputs = prepare_inputs(batch, model.config)
     rows = TrainBatch(
         *(
             np.asarray(x)[None]

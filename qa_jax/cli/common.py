@@ -64,9 +64,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--long-audio", choices=("error", "truncate"), default="error")
 
 
-def load_model(
-    arguments: argparse.Namespace, num_slots: int | None = None, capacity: int | None = None
-) -> LoadedModel:
+def load_model(arguments: argparse.Namespace, num_slots: int | None = None) -> LoadedModel:
     """The model of `add_model`'s arguments; says on stderr how much memory it takes."""
     from convert_weights.hub import resolve_source
 
@@ -88,7 +86,6 @@ def load_model(
         adapter=arguments.adapter,
         weights=arguments.weights,
         num_slots=num_slots,
-        capacity=capacity,
     )
 
 

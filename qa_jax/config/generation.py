@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qa_jax.config.plain import JsonDict
 from qa_jax.errors import InputError
@@ -77,6 +77,12 @@ class SamplingConfig:
         ):
             if not valid:
                 raise InputError(name, f"{getattr(self, name)} is out of range", remedy)
+
+    def of_row(self, index: int) -> SamplingConfig:
+        """The settings of a row of a batch, whose seed is this one plus the row's index."""
+        if self.seed is None:
+            return self
+        return replace(self, seed=(self.seed + index) % 2**32)
 
 
 def from_generation_config(raw: JsonDict) -> JsonDict:

@@ -33,7 +33,7 @@ class AudioCache:
         unit: clips per call, of which all but the first are padding: the number of batch shards.
 
     Attributes:
-        hits, misses: clips that were and were not there.
+        misses: clips that were encoded.
     """
 
     def __init__(
@@ -48,14 +48,13 @@ class AudioCache:
         self._buckets = [*(b for b in _BUCKETS if b < self._limit), self._limit]
         self._num_mels = config.audio.num_mel_bins
         self._embeds: OrderedDict[int, Float[np.ndarray, "P D"]] = OrderedDict()
-        self.num_bytes = self.hits = self.misses = 0
+        self.num_bytes = self.misses = 0
 
     def embeddings(self, clip: Clip, digest: int) -> Float[np.ndarray, "P D"]:
         """A clip's embeddings, one for each audio token."""
         found = self._embeds.get(digest)
         if found is not None:
             self._embeds.move_to_end(digest)
-            self.hits += 1
             return found
         self.misses += 1
         count = num_audio_tokens(clip.num_frames)
@@ -65,11 +64,6 @@ class AudioCache:
         while self.num_bytes > self._max_bytes and len(self._embeds) > 1:
             self.num_bytes -= self._embeds.popitem(last=False)[1].nbytes
         return embeds
-
-    def clear(self) -> None:
-        """Forgets all clips."""
-        self._embeds.clear()
-        self.num_bytes = 0
 
     def shapes(self) -> list[AudioInput]:
         """Inputs of every program that clips given as samples need."""

@@ -49,7 +49,6 @@ class Buckets:
     def __init__(self, capacity: int, platform: str = "cpu") -> None:
         self.capacity = capacity
         self.length = (-(-capacity // CHUNKS[0]) + 1) * CHUNKS[0]
-        self.windows = [self.length]
         window = _SMALLEST_WINDOW
         smaller = []
         while window < self.length:

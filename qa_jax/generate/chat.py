@@ -38,15 +38,15 @@ class Chat:
 
     def __init__(self, reply: Reply, load_clip: Load, system: str | None = None) -> None:
         self._reply, self._load_clip = reply, load_clip
-        self.clips: list[JsonDict] = []
-        self.messages: list[JsonDict] = []
         self.start(system)
 
-    def start(self, system: str | None = None) -> None:
-        """Starts a new conversation, with the same system message or another."""
-        if system is not None or not self.messages:
-            self._system = [{"role": "system", "content": system}] if system else []
-        self.messages, self.clips = list(self._system), []
+    def start(self, system: str | None) -> None:
+        """Starts a new conversation."""
+        self.system = system
+        self.messages: list[JsonDict] = []
+        self.clips: list[JsonDict] = []
+        if system:
+            self.messages.append({"role": "system", "content": system})
 
     def handle(self, line: str) -> bool:
         """One line of input; False to end."""
@@ -61,7 +61,7 @@ class Chat:
         elif command == ":system":
             self.start(rest)
         elif command == ":reset":
-            self.start()
+            self.start(self.system)
         elif command == ":undo":
             self._undo()
         elif command == ":retry":

@@ -88,7 +88,7 @@ class Engine:
 
     def logits(self, batch: UserBatch) -> Float[np.ndarray, "B T V"]:
         """Logits of every position, float32 (float64 for a float64 model)."""
-        inputs = prepare_inputs(batch, self.config, 1, self._unit)
+        inputs = prepare_inputs(batch, self.config, self._unit)
         audio = None
         if inputs.waveform is not None and inputs.num_frames is not None:
             audio = AudioInput(inputs.waveform, inputs.num_frames)
@@ -299,7 +299,10 @@ class Engine:
 
     def _prompts(self, rows: list[Slot], count: int, size: int) -> Prompts:
         vocab, width = self.config.text.vocab_size, self.config.text.hidden_size
-        settings = [SamplingConfig(max_new_tokens=1)] * count
+        settings = [SamplingConfig()] * count
+        for i, slot in enumerate(rows):
+            if slot.answer is not None and len(slot.chunks) == 1:  # its first token is sampled
+                settings[i] = slot.answer.request.sampling
         prompts = Prompts(
             tokens=np.zeros((count, size), np.int32),
             num_tokens=np.zeros(count, np.int32),
@@ -319,9 +322,8 @@ class Engine:
             prompts.start[i], prompts.is_last[i] = start, end == request.tokens.size
             if prompts.is_last[i]:
                 prompts.in_prompt[i, request.tokens] = True
-                settings[i] = request.sampling
             self._place_audio(prompts.audio[i], request, start, end)
-        return prompts._replace(settings=RowSettings.of(settings))
+        return prompts
 
     def _place_audio(
         self, row: Float[np.ndarray, "T D"], request: Request, start: int, end: int

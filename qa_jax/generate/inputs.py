@@ -18,7 +18,6 @@ from qa_jax.config import (
 from qa_jax.errors import InputError
 from qa_jax.typing import AnyArray, Bool, Float, Int
 
-TOKEN_MULTIPLE = 64
 FRAME_MULTIPLE = 200
 """2 s: at most a fifteenth of the longest clip is padding."""
 KEYS = {
@@ -46,16 +45,14 @@ class ModelInputs(NamedTuple):
 def prepare_inputs(
     batch: UserBatch,
     config: ModelConfig,
-    token_multiple: int = TOKEN_MULTIPLE,
     num_batch_shards: int = 1,
 ) -> ModelInputs:
-    """Checks a batch and pads it to its bucket, tokens on the left.
+    """Checks a batch, and pads its clips to their bucket.
 
     Args:
         batch: the processor's arrays, or transformers' `input_ids`, `attention_mask`,
             `input_features` (A, M, 3000) and `feature_attention_mask` (A, 3000).
         config: the model's.
-        token_multiple: rows are padded to a multiple of this.
         num_batch_shards: empty rows and clips pad the batch to a multiple of this.
 
     Raises:
@@ -65,18 +62,24 @@ def prepare_inputs(
     waveform, frames = audio_arrays(batch, config) or (None, None)
     expected = int((tokens == config.audio_token_id).sum())
     given = 0 if frames is None else int(num_audio_tokens(frames).sum())
-    if expected != given:
-        raise InputError(
-            "batch",
-            f"audio features and audio tokens do not match: tokens: {expected}, features: {given}",
-            "let the processor expand each placeholder",
-        )
-    padding = ((0, -tokens.shape[0] % num_batch_shards), (-tokens.shape[1] % token_multiple, 0))
+    check_audio_tokens(expected, given)
+    padding = ((0, -tokens.shape[0] % num_batch_shards), (0, 0))
     if waveform is not None and frames is not None:
         pad_clips = (0, -len(frames) % num_batch_shards)
         waveform = np.pad(waveform, (pad_clips, *[(0, 0)] * (waveform.ndim - 1)))
         frames = np.pad(frames, (pad_clips,))
     return ModelInputs(np.pad(tokens, padding), np.pad(mask, padding), waveform, frames)
+
+
+def check_audio_tokens(placeholders: int, features: int) -> None:
+    """Raises InputError unless there is a placeholder for each audio embedding."""
+    if placeholders != features:
+        raise InputError(
+            "batch",
+            "audio features and audio tokens do not match: "
+            f"tokens: {placeholders}, features: {features}",
+            "let the processor expand each placeholder",
+        )
 
 
 def token_arrays(

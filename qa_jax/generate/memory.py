@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from qa_jax.config import Dtype, MeshConfig, ModelConfig, TextConfig
 from qa_jax.errors import InputError
-from qa_jax.model import KVCache, Qwen2Audio, param_specs
+from qa_jax.model import KVCache, Qwen2Audio, parameter_bytes
 from qa_jax.parallel import make_mesh
 from qa_jax.typing import DType
 
@@ -79,28 +78,16 @@ def choose_dtypes(
     """
     device = jax.local_devices()[0] if mesh is None else mesh.local_devices[0]
     free = free_memory(device)
-    specs = param_specs(Qwen2Audio(config)).values()
+    num_shards = 1 if mesh is None else math.prod(mesh.shape[a] for a in ("fsdp", "tensor"))
 
     def needed(dtype: Dtype) -> int:
-        total = 0
-        for spec in specs:
-            size = math.prod(spec.shape) * np.dtype(spec.dtype or dtype).itemsize
-            if mesh is not None:
-                size //= math.prod(mesh.shape[a] for a in ("fsdp", "tensor"))
-            total += size
-        return total
+        return parameter_bytes(Qwen2Audio(config), dtype) // num_shards
 
     is_cpu = device.platform == "cpu"
-    param_dtype: Dtype = dtype or ("float32" if is_cpu else "bfloat16")
-    if dtype is None and is_cpu and free is not None and needed("float32") > _PARAM_SHARE * free:
-        param_dtype = "bfloat16"
-    placement = Placement(
-        device,
-        param_dtype,
-        dtype or ("float32" if is_cpu else "bfloat16"),
-        needed(param_dtype),
-        free,
-    )
+    compute: Dtype = dtype or ("float32" if is_cpu else "bfloat16")
+    is_tight = dtype is None and free is not None and needed(compute) > _PARAM_SHARE * free
+    param_dtype: Dtype = "bfloat16" if is_tight else compute
+    placement = Placement(device, param_dtype, compute, needed(param_dtype), free)
     if free is not None and placement.num_bytes > free:
         raise InputError(
             "memory", f"the model needs {placement}", "use int8 weights, or a larger machine"

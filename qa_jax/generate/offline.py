@@ -74,10 +74,10 @@ def answer_questions(
     following = len(done)
     report = progress or (lambda done, total: None)
     report(following, len(questions))
-    answers = _answers(engine, processor, questions, sampling, following)
+    answers = _answers(engine, processor, questions, sampling, following, field)
     with output.open("a", encoding="utf-8") as file, closing(answers):
         for index, answer in answers:
-            finished[index] = answer if "error" in answer else {field: answer["text"]}
+            finished[index] = answer
             while following in finished:
                 row = {**questions[following].row, **finished.pop(following), "settings": digest}
                 num_errors += "error" in row
@@ -90,8 +90,11 @@ def answer_questions(
 
 def read_rows(output: str | Path) -> list[JsonDict]:
     """The complete rows of an output file."""
-    lines = Path(output).read_bytes().split(b"\n")[:-1]
-    return [json.loads(line) for line in lines]
+    return _complete_rows(Path(output).read_bytes())
+
+
+def _complete_rows(content: bytes) -> list[JsonDict]:
+    return [json.loads(line) for line in content.split(b"\n")[:-1]]
 
 
 def _resume(output: Path, questions: Sequence[Question], digest: str) -> list[JsonDict]:
@@ -102,7 +105,7 @@ def _resume(output: Path, questions: Sequence[Question], digest: str) -> list[Js
     complete = content.rfind(b"\n") + 1
     remedy = "give another --output, or remove it"
     try:
-        rows = read_rows(output)
+        rows = _complete_rows(content)
     except ValueError as error:
         raise InputError(output, f"not JSON ({error})", remedy) from None
     if len(rows) > len(questions):
@@ -125,16 +128,14 @@ def _answers(
     questions: Sequence[Question],
     sampling: SamplingConfig,
     first: int,
+    field: str,
 ) -> Generator[tuple[int, JsonDict], None, None]:
-    """Index and text, or error, of the questions from `first` on, in any order."""
+    """Index and answer, or error, of the questions from `first` on, in any order."""
     failed: list[tuple[int, JsonDict]] = []
     index_of: dict[Request, int] = {}
 
     def make(index: int) -> Request | InputError:
-        question, seed = questions[index], sampling.seed
-        own = sampling
-        if seed is not None:
-            own = dataclasses.replace(sampling, seed=(seed + index) % 2**32)
+        question, own = questions[index], sampling.of_row(index)
         try:
             clips = processor.load(question.prompt.audio, base=question.base)
             ids = processor.tokenize(question.prompt.text, [clip.size for clip in clips])
@@ -158,7 +159,7 @@ def _answers(
         for answer in answers:
             yield from failed
             failed.clear()
-            yield index_of.pop(answer.request), {"text": answer.text}
+            yield index_of.pop(answer.request), {field: answer.text}
     yield from failed
 
 

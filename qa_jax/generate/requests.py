@@ -12,7 +12,7 @@ import numpy as np
 
 from qa_jax.config import FRAME_MARGIN, HOP_LENGTH, ModelConfig, SamplingConfig, num_audio_tokens
 from qa_jax.errors import InputError
-from qa_jax.generate.inputs import UserBatch, audio_arrays, token_arrays
+from qa_jax.generate.inputs import UserBatch, audio_arrays, check_audio_tokens, token_arrays
 from qa_jax.generate.text import Decode, TextStream
 from qa_jax.typing import Float, Int
 
@@ -85,13 +85,7 @@ class Request:
         self.tokens, self.clips, self.sampling, self.decode = tokens, clips, sampling, decode
         placeholders = np.flatnonzero(tokens == config.audio_token_id)
         counts = [clip.num_tokens for clip in clips]
-        if sum(counts) != placeholders.size:
-            raise InputError(
-                "batch",
-                f"audio features and audio tokens do not match: tokens: {placeholders.size}, "
-                f"features: {sum(counts)}",
-                "let the processor expand each placeholder",
-            )
+        check_audio_tokens(placeholders.size, sum(counts))
         self.digests = [clip.digest() for clip in clips]
         ends = np.cumsum([0, *counts])
         self.clip_starts = [int(placeholders[i]) for i in ends[:-1]]
@@ -205,10 +199,8 @@ def requests_of_batch(
         expected, last = int((ids == config.audio_token_id).sum()), first
         while last < len(clips) and sum(counts[first:last]) < expected:
             last += 1
-        seed = sampling.seed
-        own = sampling if seed is None else dataclasses.replace(sampling, seed=(seed + i) % 2**32)
         if i + 1 == len(tokens):  # clips that no row has a placeholder for are told of
             last = len(clips)
-        requests.append(Request(ids, clips[first:last], own, config, decode))
+        requests.append(Request(ids, clips[first:last], sampling.of_row(i), config, decode))
         first = last
     return requests

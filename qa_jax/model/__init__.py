@@ -6,7 +6,14 @@ from qa_jax.model.decoder import TextDecoder
 from qa_jax.model.encoder import AudioEncoder
 from qa_jax.model.frontend import LogMel
 from qa_jax.model.module import bind
-from qa_jax.model.params import ParamSpec, count_parameters, initialize, param_specs, unstack
+from qa_jax.model.params import (
+    ParamSpec,
+    count_parameters,
+    initialize,
+    param_specs,
+    parameter_bytes,
+    unstack,
+)
 from qa_jax.model.quantization import (
     cast_to_param_dtype,
     cast_to_param_dtypes,
@@ -33,5 +40,6 @@ __all__ = [
     "initialize",
     "linear_layers",
     "param_specs",
+    "parameter_bytes",
     "unstack",
 ]

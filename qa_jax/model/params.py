@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -79,6 +80,14 @@ def count_parameters(module: Module) -> int:
     """The number of a module's parameters."""
     return sum(
         jax.ShapeDtypeStruct(s.shape, jnp.float32).size for s in param_specs(module).values()
+    )
+
+
+def parameter_bytes(module: Module, dtype: DType) -> int:
+    """Bytes of a module's parameters, in `dtype` where it declares no other."""
+    return sum(
+        math.prod(s.shape) * jnp.dtype(s.dtype or dtype).itemsize
+        for s in param_specs(module).values()
     )
 
 

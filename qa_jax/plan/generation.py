@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import time
 
 import jax
@@ -17,7 +16,7 @@ from qa_jax.errors import InputError
 from qa_jax.generate.buckets import Buckets
 from qa_jax.generate.sampling import RowSettings, Sampled
 from qa_jax.generate.slots import Programs, Prompts, Slots
-from qa_jax.model import AudioInput, Qwen2Audio, count_parameters, param_specs
+from qa_jax.model import AudioInput, Qwen2Audio, count_parameters, parameter_bytes
 from qa_jax.model.flops import forward_flops
 from qa_jax.parallel import AXES, make_mesh, mesh_sizes, num_batch_shards
 from qa_jax.plan.collectives import bytes_by_collective
@@ -87,7 +86,9 @@ def _analytic_plan(
     cache = 2 * text.num_hidden_layers * shapes.num_rows * cache_length * heads * _ITEMSIZE
     one = _one_call(shapes, job, num_shards)
     used = {
-        "parameters": round(_weight_bytes(model) / (sizes["fsdp"] * sizes["tensor"])),
+        "parameters": round(
+            parameter_bytes(Qwen2Audio(model), jnp.bfloat16) / (sizes["fsdp"] * sizes["tensor"])
+        ),
         "cache": cache,
         "temporaries": temporary_bytes(model, one, num_shards),
     }
@@ -98,7 +99,7 @@ def _analytic_plan(
     if job == "decode":
         flops += 4 * shapes.num_rows * cache_length * text.num_hidden_layers * text.hidden_size
     fraction = (sizes["fsdp"] - 1) / sizes["fsdp"]
-    gathered = _weight_bytes(model) / sizes["tensor"] * fraction
+    gathered = parameter_bytes(Qwen2Audio(model), jnp.bfloat16) / sizes["tensor"] * fraction
     return Plan(
         topology=f"{target.name}, {job}",
         devices=target.num_devices,
@@ -113,12 +114,6 @@ def _analytic_plan(
         flops_per_chip=flops / target.num_devices,
         network_bytes_per_chip={"all-gather": gathered} if gathered else {},
     )
-
-
-def _weight_bytes(model: ModelConfig) -> int:
-    """Of all parameters: bfloat16 where the model declares no other dtype."""
-    specs = param_specs(Qwen2Audio(model)).values()
-    return sum(math.prod(s.shape) * jnp.dtype(s.dtype or jnp.bfloat16).itemsize for s in specs)
 
 
 def _one_call(shapes: Shapes, job: str, unit: int) -> Shapes:
@@ -213,7 +208,7 @@ def _fill_from_compiled(
 
 
 def _set_times(plan: Plan, model: ModelConfig, target: Target) -> None:
-    weights = _weight_bytes(model) / plan.mesh["tensor"]
+    weights = parameter_bytes(Qwen2Audio(model), jnp.bfloat16) / plan.mesh["tensor"]
     gathered = 2 * weights if plan.mesh["fsdp"] > 1 else 0
     traffic = weights + gathered + plan.bytes_per_chip["cache"]
     plan.set_times(

@@ -147,7 +147,7 @@ def test_an_adapted_model_and_its_gradients(case: str, tmp_path: Path) -> None:
     model = Qwen2Audio(loaded.config)
     assert set(add_lora(model, lora)) == set(adapter.scales)
     bound = bind(model)
-    inputs = jax.tree.map(jnp.asarray, prepare_inputs(batch, loaded.config, token_multiple=1))
+    inputs = jax.tree.map(jnp.asarray, prepare_inputs(batch, loaded.config))
 
     def of(low: Any) -> tuple[Any, Any]:
         m = bound(merge_trees(loaded.params, low))

@@ -104,7 +104,7 @@ def labels_of(batch: dict) -> np.ndarray:
 
 
 def run_qa_jax(loaded: qa_jax.LoadedModel, batch: dict) -> dict[str, Any]:
-    inputs = jax.tree.map(jnp.asarray, prepare_inputs(batch, loaded.config, token_multiple=1))
+    inputs = jax.tree.map(jnp.asarray, prepare_inputs(batch, loaded.config))
     bound = bind(Qwen2Audio(loaded.config))
     weight_dtype = loaded.params["decoder"]["norm"]["scale"].dtype
     train = TrainBatch(
