@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ RESTART = 75
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
+
+_writing = threading.Lock()
 
 
 def exit_code(command: Callable[[], int | None]) -> int:
@@ -34,7 +37,8 @@ def _show_warning(
     message: Warning | str, category: type[Warning], *_: object, **__: object
 ) -> None:
     if issubclass(category, UserWarning):
-        print(f"warning: {message}", file=sys.stderr)
+        with _writing:  # text files lose what several threads write at once
+            sys.stderr.write(f"warning: {message}\n")
 
 
 @contextmanager
