@@ -134,13 +134,20 @@ def measure(runs: int) -> list[str]:
     return lines
 
 
+def machine() -> str:
+    """The date, the machine and the versions."""
+    return (
+        f"{datetime.date.today()}, {cpu_name()}, {torch.get_num_threads()} cores, Python "
+        f"{platform.python_version()}, jax {jax.__version__}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}."
+    )
+
+
 def heading(work: str, last: str = "difference") -> list[str]:
     """The measured work, the machine, and the table's header."""
     return [
         f"Batch of {BATCH} clips with {TEXT_TOKENS} text tokens each{work}",
-        f"{datetime.date.today()}, {cpu_name()}, {torch.get_num_threads()} cores, Python "
-        f"{platform.python_version()}, jax {jax.__version__}, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}.",
+        machine(),
         "",
         f"| work | clip | transformers | qa_jax | ratio | {last} |",
         "|---|---|---|---|---|---|",

@@ -65,6 +65,11 @@ class AudioCache:
             self.num_bytes -= self._embeds.popitem(last=False)[1].nbytes
         return embeds
 
+    def clear(self) -> None:
+        """Drops all embeddings."""
+        self._embeds.clear()
+        self.num_bytes = 0
+
     def shapes(self) -> list[AudioInput]:
         """Inputs of every program that clips given as samples need."""
         clips = [Clip(np.zeros(0, np.float32), max(1, b - FRAME_MARGIN)) for b in self._buckets]

@@ -1,7 +1,6 @@
 """The engine: requests come and go, while all slots are decoded together.
 
-A request waits for a slot, is prefilled in chunks between the others' decode steps, and is decoded
-until it is finished. The slot then keeps its entries, and a later request with the same beginning
+A request waits for a slot, is prefilled in chunks, and is decoded until it is finished. The slot then keeps its entries, and a later request with the same beginning
 (the next turn, the same clip with another question) is prefilled from where they differ.
 """
 
@@ -20,7 +19,7 @@ from jax.sharding import Mesh
 from qa_jax.config import ModelConfig, SamplingConfig
 from qa_jax.errors import InputError
 from qa_jax.generate.audio_cache import AudioCache
-from qa_jax.generate.buckets import GROUP_TOKENS, Buckets, group_rows
+from qa_jax.generate.buckets import Buckets, group_rows
 from qa_jax.generate.compilation import Program
 from qa_jax.generate.inputs import UserBatch, prepare_inputs
 from qa_jax.generate.memory import choose_slots
@@ -34,6 +33,9 @@ from qa_jax.typing import DType, Float, Params, PyTree
 
 _BURST_SECONDS = 0.05
 """About how long a burst may take, so that streams are smooth and new requests wait little."""
+_PAUSE_SECONDS = 1.0
+"""Prompts are prefilled before anything is decoded, so that a decode step serves as many slots as
+it can; but streams pause no longer than about this."""
 
 
 class Engine:
@@ -76,7 +78,7 @@ class Engine:
         self.audio_cache = AudioCache(self._encode, config, max_audio_bytes, self._unit)
         self._lock = threading.RLock()
         self._state: Slots | None = None
-        self._step_seconds = 0.0
+        self._step_seconds = self._decoded = 0.0
         with self._on_mesh():
             self.buckets = Buckets(capacity, current_platform())
         self._scheduler = Scheduler(self.num_slots, self.buckets, self._copy)
@@ -161,9 +163,10 @@ class Engine:
             self._scheduler.cancel(answer)
 
     def forget(self) -> None:
-        """Empties free slots: later requests compute their prompts from the beginning."""
+        """Empties free slots and the audio cache: later requests compute all of their prompts."""
         with self._lock:
             self._scheduler.forget()
+            self.audio_cache.clear()
 
     def num_running(self) -> int:
         """Answers in slots."""
@@ -174,8 +177,8 @@ class Engine:
         return len(self._scheduler.waiting)
 
     def step(self) -> bool:
-        """One call of prefill, if a prompt waits, and a burst of decode steps; whether there was
-        anything to do."""
+        """A call of prefill, if a prompt waits, or a burst of decode steps, or both; whether there
+        was anything to do."""
         with self._lock, self._on_mesh():
             self._scheduler.assign()
             slots = self._scheduler.slots
@@ -183,7 +186,10 @@ class Engine:
             if prefilling:
                 self._prefill(prefilling)
             decoding = [s for s in slots if s.answer is not None and not s.chunks]
-            if decoding:
+            if not decoding:
+                self._decoded = time.perf_counter()
+            is_due = time.perf_counter() - self._decoded > _PAUSE_SECONDS
+            if decoding and (is_due or not any(slot.chunks for slot in slots)):
                 self._decode(decoding)
             return bool(prefilling or decoding)
 
@@ -280,8 +286,8 @@ class Engine:
         """The next chunk of the first prompt; with those of others, if all are short."""
         first = min(prefilling, key=lambda s: s.answer.submitted if s.answer else 0.0)
         chunk, rows = first.chunks[0], [first]
-        if _is_short(first):
-            same = [s for s in prefilling if _is_short(s) and s.chunks[0].size == chunk.size]
+        if first.is_short:
+            same = [s for s in prefilling if s.is_short and s.chunks[0].size == chunk.size]
             rows = same[: group_rows(self._unit)]
         count = self._unit if len(rows) <= self._unit else group_rows(self._unit)
         prompts = self._prompts(rows, count, chunk.size)
@@ -359,7 +365,8 @@ class Engine:
             window=self.buckets.decode_window(longest),
         )
         done = self._collect(sampled, by_row, BURST)
-        self._step_seconds = (time.perf_counter() - started) / max(1, done)
+        self._decoded = time.perf_counter()
+        self._step_seconds = (self._decoded - started) / max(1, done)
 
     def _collect(self, sampled: Sampled, rows: dict[int, Slot], steps: int) -> int:
         """Adds tokens (steps, rows) to the answers; returns the steps that were made."""
@@ -387,13 +394,3 @@ class Engine:
                     self._scheduler.release(slot)
                     break
         return done
-
-
-def _is_short(slot: Slot) -> bool:
-    """Whether a prompt is prefilled from its beginning in one small call."""
-    return (
-        len(slot.chunks) == 1
-        and not len(slot.content)
-        and slot.chunks[0].size <= GROUP_TOKENS
-        and slot.chunks[0].window == 0
-    )

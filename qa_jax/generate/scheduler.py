@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from qa_jax.generate.buckets import Buckets, Chunk
+from qa_jax.generate.buckets import GROUP_TOKENS, Buckets, Chunk
 from qa_jax.generate.requests import Answer, Request
 from qa_jax.typing import UInt
 
@@ -32,6 +32,16 @@ class Slot:
         self.answer: Answer | None = None
         self.chunks: list[Chunk] = []
         self.used = 0
+
+    @property
+    def is_short(self) -> bool:
+        """Whether a prompt is prefilled from its beginning in one small call."""
+        return (
+            len(self.chunks) == 1
+            and not len(self.content)
+            and self.chunks[0].size <= GROUP_TOKENS
+            and self.chunks[0].window == 0
+        )
 
 
 class Scheduler:

@@ -170,6 +170,25 @@ def test_an_int8_cache_is_close(model: qa_jax.LoadedModel) -> None:
     assert 0 < difference.max() < 0.02
 
 
+@pytest.mark.parametrize(("pause", "pauses"), [(0.0, False), (1e9, True)])
+def test_streams_pause_for_prompts_only_so_long(
+    model: qa_jax.LoadedModel, pause: float, pauses: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qa_jax.generate.engine._PAUSE_SECONDS", pause)
+    engine = Engine(model.config, model.params, num_slots=3)
+    sampling = SamplingConfig(max_new_tokens=100)
+    batch = batch_of(model, [2, 0, 1])
+    first, *others = requests_of_batch(batch, model.config, sampling)
+    stream = engine.submit(first)
+    while not stream.tokens:
+        engine.step()
+    waiting, before = [engine.submit(request) for request in others], len(stream.tokens)
+    engine.step()
+    assert not waiting[1].tokens  # the second prompt of the two is not prefilled yet
+    assert (len(stream.tokens) == before) == pauses
+    engine.finish([stream, *waiting])
+
+
 def test_requests_that_no_slot_can_hold(model: qa_jax.LoadedModel) -> None:
     engine = Engine(model.config, model.params, num_slots=1, capacity=128)
     request = requests_of_batch(
