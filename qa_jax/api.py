@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 import jax
 import jax.numpy as jnp
@@ -185,6 +185,7 @@ def load(
     *,
     step: int | None = None,
     long_audio: str = "error",
+    audio_hosts: Sequence[str] = (),
     adapter: PathLike | None = None,
     weights: Literal["float", "int8"] | None = None,
     num_slots: int | None = None,
@@ -193,18 +194,17 @@ def load(
 ) -> LoadedModel:
     """Loads a qa_jax checkpoint, a Hugging Face directory, or a qa_jax adapter with its base model.
 
-    Compiled programs are kept in a cache directory of the user's, see `use_persistent_cache`.
+    Compiled programs are kept, see `use_persistent_cache`.
 
     Args:
         directory: of any of these; of a training run, the latest step is loaded.
-        dtype: parameter and compute dtype: "float32", "bfloat16", or "float64" (which needs
-            JAX_ENABLE_X64=1). By default bfloat16 on accelerators; on a CPU, which is slow in it,
-            float32, with parameters in bfloat16 if memory has no room for more.
-        mesh: the parameters' mesh, from `qa_jax.parallel.make_mesh`; one device without.
+        dtype: of parameters and computation; "float64" needs JAX_ENABLE_X64=1. By default bfloat16
+            on accelerators, float32 on CPUs, with bfloat16 parameters if memory has little room.
+        mesh: from `qa_jax.parallel.make_mesh`; one device without.
         step: which step of a training run.
-        long_audio: what to do with clips over 30 s: "error" or "truncate".
+        long_audio, audio_hosts: see `Processor`.
         adapter: a LoRA adapter to merge in, of qa_jax or PEFT.
-        weights: "int8" for linear layers in 8 bits; as stored by default.
+        weights: "int8" for linear layers in 8 bits; default: as stored.
         num_slots, capacity, cache_dtype: see `Engine`.
 
     Raises:
@@ -212,10 +212,10 @@ def load(
     """
     name, named_step = split_step(directory)
     directory, step = as_path(name), named_step if step is None else step
-    if dtype == "float64" and jnp.zeros(0, float).dtype != jnp.float64:
+    if dtype == "float64" and not jax.config.jax_enable_x64:
         raise InputError("dtype float64", "JAX is in 32-bit mode", "set JAX_ENABLE_X64=1")
-    if dtype not in (None, "float32", "bfloat16", "float64"):
-        raise InputError("dtype", f"{dtype!r}", "float32, bfloat16 or float64")
+    if dtype not in (None, *get_args(Dtype)):
+        raise InputError("dtype", f"{dtype!r}", f"give one of {get_args(Dtype)}")
     use_persistent_cache()
     config = read_model_config(directory)
     config = dataclasses.replace(config, weights=weights or config.weights)
@@ -232,7 +232,7 @@ def load(
         unroll_layers=is_small and placement.device.platform == "cpu",
     )
     tokenizer = load_tokenizer(directory)
-    processor = None if tokenizer is None else Processor(tokenizer, long_audio)
+    processor = None if tokenizer is None else Processor(tokenizer, long_audio, audio_hosts)
     sampling = _default_sampling(directory, config, tokenizer)
     engine = Engine(
         config, params, mesh, num_slots=num_slots, capacity=capacity, cache_dtype=cache_dtype

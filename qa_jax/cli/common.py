@@ -62,6 +62,13 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         help="how devices share the model, such as tensor=4; default: over all accelerators",
     )
     parser.add_argument("--long-audio", choices=("error", "truncate"), default="error")
+    parser.add_argument(
+        "--audio-hosts",
+        nargs="+",
+        default=[],
+        metavar="HOST",
+        help="hosts that clips may be fetched from, such as *.example.org; default: none",
+    )
 
 
 def load_model(arguments: argparse.Namespace, num_slots: int | None = None) -> LoadedModel:
@@ -83,6 +90,7 @@ def load_model(arguments: argparse.Namespace, num_slots: int | None = None) -> L
         arguments.dtype,
         mesh,
         long_audio=arguments.long_audio,
+        audio_hosts=arguments.audio_hosts,
         adapter=arguments.adapter,
         weights=arguments.weights,
         num_slots=num_slots,
@@ -161,5 +169,10 @@ def load_clip(arguments: argparse.Namespace, path: str) -> tuple[Any, int]:
     from qa_jax.config import SAMPLE_RATE
     from qa_jax.data import load_audio
 
-    rate, long_audio = arguments.sampling_rate, arguments.long_audio
-    return load_audio(path, sampling_rate=rate, long_audio=long_audio), SAMPLE_RATE
+    clip = load_audio(
+        path,
+        sampling_rate=arguments.sampling_rate,
+        long_audio=arguments.long_audio,
+        hosts=arguments.audio_hosts,
+    )
+    return clip, SAMPLE_RATE

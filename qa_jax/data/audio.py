@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from qa_jax.config import HOP_LENGTH, MAX_FRAMES, SAMPLE_RATE, num_audio_tokens, num_frames
 from qa_jax.data.audio_shards import is_in_shard, read_shard_clip, shard_num_samples
+from qa_jax.data.urls import fetch, is_url
 from qa_jax.errors import InputError
 from qa_jax.paths import PathLike, is_remote, join, read_bytes
 from qa_jax.typing import Float
@@ -32,18 +33,20 @@ def load_audio(
     long_audio: str = "error",
     base: PathLike = "",
     name: str = "",
+    hosts: Sequence[str] = (),
 ) -> Float[np.ndarray, " S"]:
     """Reads, mixes down, resamples and checks one clip.
 
     Args:
-        audio: a path, or a name in a shard (see `qa_jax.data.audio_shards`); the bytes of an audio
-            file; samples as an array; or samples with their rate, as (array, rate) or
-            {"array": ..., "sampling_rate": ...}. Stereo is averaged. Integer samples are scaled by
-            their type's full range.
+        audio: a path, or a name in a shard (see `qa_jax.data.audio_shards`); a URL (see
+            `qa_jax.data.urls`); the bytes of an audio file; samples as an array; or samples with
+            their rate, as (array, rate) or {"array": ..., "sampling_rate": ...}. Stereo is
+            averaged. Integer samples are scaled by their type's full range.
         sampling_rate: the rate in Hz of samples given without one.
         long_audio: what to do over 30 s: "error", or "truncate" with a warning.
         base: directory of relative paths.
         name: name in errors of a clip that has no path.
+        hosts: those that URLs may name.
 
     Returns:
         float32 at 16 kHz, long enough for one audio token and at most 30 s.
@@ -61,6 +64,8 @@ def load_audio(
     if is_in_shard(audio):
         name = join(base, audio)
         samples, rate = _decode(io.BytesIO(read_shard_clip(audio, base)), name)
+    elif is_url(audio):
+        samples, rate = _decode(io.BytesIO(fetch(audio, hosts)), name)
     elif isinstance(audio, str | Path):
         name = join(base, str(audio))
         if name.endswith(".npy"):
@@ -85,8 +90,8 @@ def clip_num_samples(clip: AudioSource, base: PathLike = "", long_audio: str = "
         samples = shard_num_samples(clip)
         _check_length(samples, str(clip), long_audio)
         return min(samples, MAX_SAMPLES)
-    if not isinstance(clip, str | Path):
-        raise InputError("audio", f"{clip!r} is not a file", "give the path of a file")
+    if not isinstance(clip, str | Path) or is_url(clip):
+        raise InputError("audio", f"{clip!r:.60} is not a file", "give the path of a file")
     path = join(base, str(clip))
     try:
         info = soundfile.info(_open(path))

@@ -45,7 +45,9 @@ def apply_chat_template(messages: Conversation, add_generation_prompt: bool = Fa
     Args:
         messages: {"role": ..., "content": text or a list of parts}; a part is {"type": "text",
             "text": ...} or {"type": "audio", "audio": ...} (or "audio_url"), where the clip is
-            anything `load_audio` accepts, with "sampling_rate" beside it for bare samples.
+            anything `load_audio` accepts, with "sampling_rate" beside it for bare samples. Clips
+            may have OpenAI's and vLLM's forms, too: {"input_audio": {"data": BASE64}} and
+            {"audio_url": {"url": ...}}.
         add_generation_prompt: whether to open the assistant's next turn.
 
     Raises:
@@ -90,8 +92,12 @@ def _content(content: object, num_clips_before: int, source: str) -> tuple[str, 
     for part in content:
         if not isinstance(part, Mapping):
             raise InputError(source, f"part {part!r} is not an object", 'use {"type": "text", ...}')
-        if part.get("type") == "audio" or "audio" in part or "audio_url" in part:
-            clip = part["audio"] if "audio" in part else part.get("audio_url")
+        key = next((k for k in ("audio", "audio_url", "input_audio") if k in part), None)
+        if part.get("type") == "audio" or key:
+            clip = part[key] if key else None
+            if key != "audio" and isinstance(clip, Mapping):
+                data = clip.get("data")
+                clip = clip.get("url") if data is None else f"data:audio;base64,{data}"
             if clip is None:
                 raise InputError(source, "an audio part without audio", 'add "audio": PATH')
             clips.append((clip, part["sampling_rate"]) if "sampling_rate" in part else clip)

@@ -87,9 +87,13 @@ class TrainDataset:
         self.bad_records: dict[str, str] = {}
         self._lock = threading.Lock()
         # Opening files is waiting: threads make it a third shorter, or more on network storage.
-        with ThreadPoolExecutor(max(1, config.num_threads)) as pool:
-            measured = pool.map(self._measure, read_mixture(config.train, self._on_error))
-            self.examples = [example for example in measured if example is not None]
+        try:
+            with ThreadPoolExecutor(max(1, config.num_threads)) as pool:
+                measured = pool.map(self._measure, read_mixture(config.train, self._on_error))
+                self.examples = [example for example in measured if example is not None]
+        finally:  # the threads have ended: `warnings` is not safe in several
+            for error in list(self.bad_records.values())[: config.max_bad_records]:
+                warnings.warn(f"skipped: {error}", stacklevel=2)
         if not self.examples:
             raise InputError("data.train", "contains no usable record", "see the warnings above")
         self._epoch_plans: dict[int, list[tuple[int, np.ndarray]]] = {}
@@ -166,7 +170,6 @@ class TrainDataset:
                     f"({error.cause})",
                     "run: qa-jax data check MANIFEST",
                 )
-        warnings.warn(f"skipped: {error}", stacklevel=2)
 
     def _measure(self, record: Record) -> Example | None:
         try:
@@ -308,7 +311,11 @@ class TrainDataset:
         try:
             return load_example(example, self.config, self.processor, room)
         except InputError as error:
-            self._on_error(error, example.record.source)
+            source = example.record.source
+            is_new = source not in self.bad_records
+            self._on_error(error, source)
+            if is_new:
+                warnings.warn(f"skipped: {self.bad_records[source]}", stacklevel=2)
             return None
 
     def iterate(

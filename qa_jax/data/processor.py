@@ -36,11 +36,17 @@ class Processor:
     Args:
         tokenizer: the model's.
         long_audio: what to do with clips over 30 s: "error" or "truncate".
+        audio_hosts: hosts that clips' URLs may name; see `qa_jax.data.urls`.
     """
 
-    def __init__(self, tokenizer: Tokenizer, long_audio: str = "error") -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        long_audio: str = "error",
+        audio_hosts: Sequence[str] = (),
+    ) -> None:
         self.tokenizer = tokenizer
-        self.long_audio = long_audio
+        self.long_audio, self.audio_hosts = long_audio, audio_hosts
         self.audio_token_id = tokenizer.id_of(AUDIO)
 
     @cached_property
@@ -123,6 +129,7 @@ class Processor:
                 long_audio=long_audio or self.long_audio,
                 base=base,
                 name=f"audio {i + 1}",
+                hosts=self.audio_hosts,
             )
             for i, clip in enumerate(clips)
         ]

@@ -1,7 +1,8 @@
 """The engine: requests come and go, while all slots are decoded together.
 
-A request waits for a slot, is prefilled in chunks, and is decoded until it is finished. The slot then keeps its entries, and a later request with the same beginning
-(the next turn, the same clip with another question) is prefilled from where they differ.
+A request waits for a slot, is prefilled in chunks, and is decoded until it is finished. The slot
+then keeps its entries, and a later request with the same beginning (the next turn, the same clip
+with another question) is prefilled from where they differ.
 """
 
 from __future__ import annotations
