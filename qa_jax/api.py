@@ -212,7 +212,7 @@ def load(
     """
     name, named_step = split_step(directory)
     directory, step = as_path(name), named_step if step is None else step
-    if dtype == "float64" and not jax.config.jax_enable_x64:
+    if dtype == "float64" and jnp.zeros(0, float).dtype != jnp.float64:
         raise InputError("dtype float64", "JAX is in 32-bit mode", "set JAX_ENABLE_X64=1")
     if dtype not in (None, *get_args(Dtype)):
         raise InputError("dtype", f"{dtype!r}", f"give one of {get_args(Dtype)}")
