@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -11,6 +12,7 @@ from qa_jax.errors import InputError
 
 PLACEHOLDER = f"{AUDIO_BOS}{AUDIO}{AUDIO_EOS}"
 DEFAULT_SYSTEM = "You are a helpful assistant."
+_LOSS_KEYS = ("loss", "weight")
 ROLES = ("system", "user", "assistant")
 Message = Mapping[str, Any]
 Conversation: TypeAlias = Any
@@ -18,10 +20,17 @@ Conversation: TypeAlias = Any
 
 
 class Span(NamedTuple):
-    """A part of a prompt, and whether it is a training target (the assistant's text)."""
+    """A part of a prompt.
+
+    Attributes:
+        text: as the model reads it.
+        is_target: whether it is a training target, the assistant's text.
+        weight: of a target's tokens in the loss.
+    """
 
     text: str
     is_target: bool
+    weight: float = 1.0
 
 
 class Prompt(NamedTuple):
@@ -47,7 +56,8 @@ def apply_chat_template(messages: Conversation, add_generation_prompt: bool = Fa
             "text": ...} or {"type": "audio", "audio": ...} (or "audio_url"), where the clip is
             anything `load_audio` accepts, with "sampling_rate" beside it for bare samples. Clips
             may have OpenAI's and vLLM's forms, too: {"input_audio": {"data": BASE64}} and
-            {"audio_url": {"url": ...}}.
+            {"audio_url": {"url": ...}}. An assistant's message may have "loss" (ms-swift) or
+            "weight" (OpenAI): false or true, or the weight of its tokens in the loss.
         add_generation_prompt: whether to open the assistant's next turn.
 
     Raises:
@@ -69,13 +79,28 @@ def apply_chat_template(messages: Conversation, add_generation_prompt: bool = Fa
         content, new_clips = _content(message["content"], len(clips), source)
         clips += new_clips
         spans.append(Span(f"{IM_START}{role}\n", False))
+        if role != "assistant" and any(message.get(key) for key in _LOSS_KEYS):
+            raise InputError(source, f"has a loss, but is the {role}'s", "train on the assistant")
         if role == "assistant":
-            spans += [Span(content + IM_END, True), Span("\n", False)]
+            weight = _loss_weight(message, source)
+            spans += [Span(content + IM_END, True, weight), Span("\n", False)]
         else:
             spans.append(Span(f"{content}{IM_END}\n", False))
     if add_generation_prompt:
         spans.append(Span(f"{IM_START}assistant\n", False))
     return Prompt(spans, clips)
+
+
+def _loss_weight(message: Message, source: str) -> float:
+    given = [message[key] for key in _LOSS_KEYS if message.get(key) is not None]
+    if not given:
+        return 1.0
+    weight = given[0]
+    if len(given) > 1 or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+        raise InputError(
+            source, f"loss is {', '.join(map(repr, given))}", "give false, true, or one weight"
+        )
+    return float(weight)
 
 
 def _content(content: object, num_clips_before: int, source: str) -> tuple[str, list[AudioSource]]:

@@ -26,11 +26,11 @@ class LoadedExample(NamedTuple):
     """A record read from disk.
 
     Attributes:
-        completions: ids, and whether each is a target, of each completion.
+        completions: ids, and the weight of each in the loss, of each completion.
         waveforms: the clips.
     """
 
-    completions: list[tuple[list[int], list[bool]]]
+    completions: list[tuple[list[int], list[float]]]
     waveforms: list[np.ndarray]
 
 
@@ -102,5 +102,5 @@ def load_example(
             f"contains {longest} frames, more than its header says",
             "convert the file to wav or flac",
         )
-    tokenized = [processor.tokenize_with_targets(c, sizes) for c in record.completions()]
+    tokenized = [processor.tokenize_with_weights(c, sizes) for c in record.completions()]
     return LoadedExample(tokenized, waveforms)

@@ -294,12 +294,13 @@ class TrainDataset:
         loaded: LoadedExample,
     ) -> None:
         """Writes an example's completions into their rows, from token `start` on."""
-        for completion, (ids, is_target) in enumerate(loaded.completions):
+        for completion, (ids, weights) in enumerate(loaded.completions):
             r, columns = row + completion * per_shard, slice(start, start + len(ids))
             batch.tokens[r, columns] = ids
             batch.segment_ids[r, columns] = batch.segment_ids[r].max() + 1
-            weight = float(sum(is_target)) ** self.length_exponent
-            batch.loss_weights[r, columns] = np.array(is_target) * weight
+            num_targets = np.count_nonzero(weights)
+            batch.loss_weights[r, columns] = weights
+            batch.loss_weights[r, columns] *= float(num_targets) ** self.length_exponent
             if batch.reference_log_probs is not None and self.reference_log_probs is not None:
                 batch.reference_log_probs[r] = self.reference_log_probs[index, completion]
 

@@ -7,7 +7,8 @@
 
 The second is the short form for pre-training: raw prompts without a template. The first may also be
 in ms-swift's format, see `from_swift_format`. Paths are relative to the manifest; records without
-audio are allowed; other keys are ignored.
+audio are allowed; other keys are ignored. A message of the assistant's with "loss": false, or with
+a weight, counts so in the loss; without, 1.
 
 A record with a chosen and a rejected completion of the same prompt is a preference pair:
 
@@ -210,7 +211,7 @@ def to_prompt(raw: object, source: str) -> Prompt:
         prompt = _short_form(raw, source)
     else:
         raise InputError(source, "has neither messages nor text", _REMEDY)
-    if not any(span.is_target for span in prompt.spans):
+    if not any(span.is_target and span.weight for span in prompt.spans):
         raise InputError(source, "no assistant turn to train on", "add one, or remove the record")
     return prompt
 

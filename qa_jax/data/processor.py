@@ -145,31 +145,31 @@ class Processor:
             expanded += [i] * next(counts) if i == self.audio_token_id else [i]
         return expanded
 
-    def tokenize_with_targets(
+    def tokenize_with_weights(
         self, prompt: Prompt, num_samples: Sequence[int]
-    ) -> tuple[list[int], list[bool]]:
-        """Ids of a conversation and, for each, whether it is a training target.
+    ) -> tuple[list[int], list[float]]:
+        """Ids of a conversation and, for each, its weight in the loss: 0 if it is no target.
 
         Spans are tokenized separately: each begins or ends with a special token or a newline, where
         the pre-tokenizer splits in any case.
         """
         ids: list[int] = []
-        is_target: list[bool] = []
+        weights: list[float] = []
         remaining = list(num_samples)
         for span in prompt.spans:
             num_clips = span.text.count(AUDIO)
             new = self.tokenize(span.text, remaining[:num_clips])
             remaining = remaining[num_clips:]
             ids += new
-            is_target += [span.is_target] * len(new)
-        return ids, is_target
+            weights += [span.weight * span.is_target] * len(new)
+        return ids, weights
 
     def count_tokens(
         self, completions: Sequence[Prompt], num_samples: Sequence[int], max_tokens: int
     ) -> int:
         """Tokens of the longest of a record's completions; raises InputError if they are more than
         `max_tokens`."""
-        longest = max(len(self.tokenize_with_targets(c, num_samples)[0]) for c in completions)
+        longest = max(len(self.tokenize_with_weights(c, num_samples)[0]) for c in completions)
         if longest > max_tokens:
             raise InputError(
                 "record",

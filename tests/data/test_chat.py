@@ -59,6 +59,10 @@ def test_clips_are_numbered_through_the_conversation() -> None:
         ([{"role": "user", "content": [{"type": "audio"}]}], "without audio"),
         ([{"role": "user", "content": AUDIO}], r"text contains <\|AUDIO\|>"),
         ([{"role": "user", "content": 3}], "neither text nor a list"),
+        ([{"role": "user", "content": "hi", "loss": True}], "has a loss, but is the user's"),
+        ([{"role": "assistant", "content": "hi", "loss": -1}], "loss is -1; give false, true"),
+        ([{"role": "assistant", "content": "hi", "loss": "no"}], "loss is 'no'"),
+        ([{"role": "assistant", "content": "hi", "loss": 1, "weight": 1}], "loss is 1, 1"),
     ],
 )
 def test_bad_messages_are_refused(messages: list, message: str) -> None:

@@ -55,6 +55,22 @@ def test_length_exponent(manifest: Path, processor: Processor) -> None:
     np.testing.assert_allclose(out[out > 0], 1.0, rtol=1e-6)
 
 
+def test_loss_weights_of_messages(tmp_path: Path, processor: Processor) -> None:
+    turns = [
+        {"role": "user", "content": "what"},
+        {"role": "assistant", "content": "three", "weight": 0.25},
+        {"role": "user", "content": "what"},
+        {"role": "assistant", "content": "four", "loss": False},
+    ]
+    path = tmp_path / "m.jsonl"
+    path.write_text(json.dumps({"messages": turns}))
+    loss = TrainDataset(DataConfig(train=str(path), buckets={0: 1}), processor).batch(0)
+    assert set(loss.loss_weights.ravel()) == {0.0, 0.25}
+    path.write_text(json.dumps({"messages": turns[2:]}))
+    with pytest.raises(InputError, match="no assistant turn to train on"):
+        TrainDataset(DataConfig(train=str(path), buckets={0: 1}), processor)
+
+
 def test_iteration_resumes_exactly(manifest: Path, processor: Processor) -> None:
     straight = make_dataset(manifest, processor).iterate()
     batches = [next(straight) for _ in range(9)]

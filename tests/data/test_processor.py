@@ -42,11 +42,27 @@ def test_targets_are_the_assistants_tokens(processor: Processor) -> None:
         {"role": "user", "content": "what"},
         {"role": "assistant", "content": "seven"},
     ]
-    ids, answer = processor.tokenize_with_targets(apply_chat_template(messages), [16_000])
+    ids, answer = processor.tokenize_with_weights(apply_chat_template(messages), [16_000])
     learned = [i for i, a in zip(ids, answer, strict=True) if a]
     text = processor.tokenizer.decode(learned, skip_special_tokens=False)
     assert text == "three plus four<|im_end|>seven<|im_end|>"
     assert ids == processor.tokenize(apply_chat_template(messages).text, [16_000])
+
+
+def test_weights_of_messages(processor: Processor) -> None:
+    """ms-swift's "loss" and OpenAI's "weight" change the weights of their tokens, and no id."""
+    texts = ["three", "plus four", "seven", "turn on"]
+    settings: list[dict] = [{}, {"loss": False}, {"weight": 0.5}, {"loss": True}]
+    messages = []
+    for text, setting in zip(texts, settings, strict=True):
+        messages += [{"role": "user", "content": "what"}]
+        messages += [{"role": "assistant", "content": text, **setting}]
+    plain = [{"role": m["role"], "content": m["content"]} for m in messages]
+    ids, weights = processor.tokenize_with_weights(apply_chat_template(messages), [])
+    assert ids == processor.tokenize_with_weights(apply_chat_template(plain), [])[0]
+    for weight, expected in ((1.0, "three<|im_end|>turn on<|im_end|>"), (0.5, "seven<|im_end|>")):
+        kept = [i for i, w in zip(ids, weights, strict=True) if w == weight]
+        assert processor.tokenizer.decode(kept, skip_special_tokens=False) == expected
 
 
 @pytest.mark.parametrize(

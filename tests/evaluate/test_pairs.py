@@ -32,7 +32,7 @@ def test_scores_equal_the_logits(
     for row, record in zip(rows, read_manifest(pairs), strict=True):
         waveforms = loaded.processor.load(record.prompt.audio)
         for name, prompt in zip(("chosen", "rejected"), record.completions(), strict=True):
-            ids, answer = loaded.processor.tokenize_with_targets(
+            ids, answer = loaded.processor.tokenize_with_weights(
                 prompt, [w.size for w in waveforms]
             )
             batch = loaded.processor.collate([ids], waveforms, "right")
