@@ -33,9 +33,6 @@ from qa_jax.paths import AnyPath, PathLike, as_path
 from qa_jax.terminal import Progress
 from qa_jax.typing import DType, Float, Params
 
-_SMALL = 2**28
-"""Parameters below which layers are unrolled on a CPU: faster, at the cost of a copy of them."""
-
 
 class LoadedModel:
     """A model ready for inference; made by `qa_jax.load`.
@@ -223,13 +220,12 @@ def load(
     config, params = load_weights(
         directory, mesh, jnp.dtype(placement.param_dtype), step, adapter=adapter, weights=weights
     )
-    is_small = sum(x.size for x in jax.tree.leaves(params)) < _SMALL
     config = dataclasses.replace(
         config,
         dtype=placement.compute_dtype,
         remat="none",
         attention_impl="auto",
-        unroll_layers=is_small and placement.device.platform == "cpu",
+        unroll_layers=False,  # then XLA would copy the whole cache in every layer
     )
     tokenizer = load_tokenizer(directory)
     processor = None if tokenizer is None else Processor(tokenizer, long_audio, audio_hosts)

@@ -8,17 +8,22 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW or Muon, with linear warmup and cosine decay.
+    """The optimizer and its learning rate.
 
     Attributes:
-        name: "adamw", or "muon": orthogonalized momentum (Jordan 2024) for every matrix between
-            activations and AdamW for the rest. Models trained from scratch learn in far fewer
-            steps with Muon.
+        name: "adamw"; "lion" (Chen et al. 2023), whose learning rate is a third to a tenth of
+            AdamW's; "adafactor" (Shazeer and Stern 2018), with factored second and no first
+            moments: its state takes 3 % of their memory; or "muon": orthogonalized momentum (Jordan
+            2024) for every matrix between activations and AdamW for the rest, with which models
+            trained from scratch learn in far fewer steps.
         peak_lr: learning rate after warmup.
-        final_lr_fraction: final learning rate as a fraction of peak_lr.
-        warmup_steps: steps of linear rise from 0.
-        b1, b2, eps: AdamW's.
-        mu_dtype: dtype of AdamW's first moment; bfloat16 saves 2 bytes a parameter.
+        schedule: what follows the warmup: "cosine" or "linear" decay to the final learning rate;
+            "wsd", constant and a linear decay at the end; "inverse_sqrt" of the step; "constant".
+        final_lr_fraction: final learning rate of a decay as a fraction of peak_lr.
+        decay_fraction: the last part of all steps in which "wsd" decays.
+        warmup_steps: steps of linear rise from 0; below 1 a fraction of all steps.
+        b1, b2, eps: AdamW's, the first two also Lion's.
+        mu_dtype: dtype of AdamW's and Lion's first moment; bfloat16 saves 2 bytes a parameter.
         grad_dtype: dtype in which gradients of matrices are summed and communicated; bfloat16
             saves 2 bytes a parameter and half of the gradients' communication.
         weight_decay: decoupled weight decay; norms and biases are not decayed.
@@ -26,14 +31,18 @@ class OptimizerConfig:
         grad_accum_steps: micro-batches of one optimizer step.
         lr_multipliers: {regular expression: factor}: learning-rate multiplier of parameters whose
             path the expression matches from its start; the first match counts.
+        layer_decay: in encoder and decoder, the learning rate of the k-th layer below the last is
+            multiplied by this to the power of k; what comes before the first counts as one more.
         freeze: regular expressions; a parameter whose path (encoder/conv1/kernel) one of them
             matches from its start is not trained.
     """
 
-    name: Literal["adamw", "muon"] = "adamw"
+    name: Literal["adamw", "lion", "adafactor", "muon"] = "adamw"
     peak_lr: float = 1e-4
+    schedule: Literal["cosine", "linear", "wsd", "inverse_sqrt", "constant"] = "cosine"
     final_lr_fraction: float = 0.1
-    warmup_steps: int = 100
+    decay_fraction: float = 0.2
+    warmup_steps: int | float = 100
     b1: float = 0.9
     b2: float = 0.98
     eps: float = 1e-8
@@ -43,4 +52,5 @@ class OptimizerConfig:
     clip_global_norm: float = 1.0
     grad_accum_steps: int = 1
     lr_multipliers: dict[str, float] = field(default_factory=dict)
+    layer_decay: float = 1.0
     freeze: tuple[str, ...] = ("encoder/embed_positions",)

@@ -35,6 +35,7 @@ class TrainConfig:
         compile_cache_dir: directory of compiled programs, local or gs://, which later runs and
             other hosts reuse; empty for JAX's own setting (JAX_COMPILATION_CACHE_DIR).
         xla_flags: `tuned` passes the compiler options of `qa_jax/parallel/xla_flags.py`.
+        wandb_project: project of Weights & Biases to log to, besides the files; empty for none.
         profile: first and last step of a profiler trace, written to OUTPUT_DIR/profile.
     """
 
@@ -54,4 +55,5 @@ class TrainConfig:
     max_skipped_steps: int = 0
     compile_cache_dir: str = ""
     xla_flags: Literal["default", "tuned"] = "tuned"
+    wandb_project: str = ""
     profile: tuple[int, int] | None = None

@@ -28,7 +28,7 @@ from qa_jax.generate.requests import Answer, Request, TokenInfo, requests_of_bat
 from qa_jax.generate.sampling import RowSettings, Sampled
 from qa_jax.generate.scheduler import Scheduler, Slot
 from qa_jax.generate.slots import BURST, Programs, Prompts, Slots
-from qa_jax.model import AudioInput, Qwen2Audio, unstack
+from qa_jax.model import AudioInput
 from qa_jax.parallel import current_platform, num_batch_shards
 from qa_jax.typing import DType, Float, Params, PyTree
 
@@ -66,8 +66,7 @@ class Engine:
         cache_dtype: DType = None,
         max_audio_bytes: int = 2**28,
     ) -> None:
-        self.config, self.mesh = config, mesh
-        self.params = unstack(Qwen2Audio(config), params) if config.unroll_layers else params
+        self.config, self.params, self.mesh = config, params, mesh
         self.programs = Programs(config)
         self._unit = num_batch_shards(mesh)
         self._cache_dtype = np.dtype(cache_dtype or config.dtype)

@@ -12,7 +12,6 @@ from qa_jax.model.params import (
     initialize,
     param_specs,
     parameter_bytes,
-    unstack,
 )
 from qa_jax.model.quantization import (
     cast_to_param_dtype,
@@ -41,5 +40,4 @@ __all__ = [
     "linear_layers",
     "param_specs",
     "parameter_bytes",
-    "unstack",
 ]

@@ -75,7 +75,7 @@ def scan(
 ) -> tuple[PyTree, PyTree]:
     """`jax.lax.scan` of body(layer, carry, x) over stacked layers: compiled once for all of them.
 
-    `remat` and `unroll` are `ModelConfig`'s. Layers separated by `unstack` run one by one.
+    `remat` and `unroll` are `ModelConfig`'s.
     """
     graphdef, params = nnx.split(layers)
 
@@ -87,19 +87,7 @@ def scan(
         # XLA cannot merge the recomputation with the original inside a loop: no barrier is needed.
         # Unrolled, it would recompute all layers at once, and save no memory.
         step, unroll = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=False), False
-    first = jax.tree.leaves(params, is_leaf=_is_tuple)[0]
-    if _is_tuple(first):
-        outputs = []
-        for i in range(len(first)):
-            layer = jax.tree.map(lambda p, i=i: p[i], params, is_leaf=_is_tuple)
-            carry, y = step(carry, (layer, jax.tree.map(lambda x, i=i: x[i], xs)))
-            outputs.append(y)
-        return carry, jax.tree.map(lambda *y: jnp.stack(y), *outputs)
     return jax.lax.scan(step, carry, (params, xs), unroll=unroll or 1)
-
-
-def _is_tuple(x: object) -> bool:
-    return isinstance(x, tuple)
 
 
 def bind(module: M) -> Callable[[Params], M]:

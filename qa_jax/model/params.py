@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from qa_jax.model.module import Initializer, Module
-from qa_jax.trees import flatten_dict, unflatten_dict
+from qa_jax.trees import unflatten_dict
 from qa_jax.typing import Array, DType, Key, ParamPath, Params
 
 
@@ -89,14 +89,3 @@ def parameter_bytes(module: Module, dtype: DType) -> int:
         math.prod(s.shape) * jnp.dtype(s.dtype or dtype).itemsize
         for s in param_specs(module).values()
     )
-
-
-def unstack(module: Module, params: Params) -> Params:
-    """Parameters with every stacked array as a tuple of its layers' arrays.
-
-    A copy, for small models on a CPU: there XLA copies a layer out of its stack at each use, which
-    costs more than the use when one token is decoded.
-    """
-    specs = param_specs(module)
-    flat = flatten_dict(params)
-    return unflatten_dict({p: tuple(x) if specs[p].stacked else x for p, x in flat.items()})

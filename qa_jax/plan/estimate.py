@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -24,8 +25,8 @@ from qa_jax.parallel.hardware import Chip
 from qa_jax.plan.cycles import Operation, predict, seconds_by_kind
 from qa_jax.train.models import PolicyModels
 from qa_jax.train.objectives import make_objective, objective_class
-from qa_jax.train.optimizer import make_trainable_mask
-from qa_jax.trees import flatten_dict
+from qa_jax.train.optimizer import make_optimizer, make_trainable_mask
+from qa_jax.trees import flatten_dict, unflatten_dict
 
 _RECOMPUTED = {"none": (0.0, 0.0), "full": (1.0, 1.0), "attention": (1.0, 0.0), "dots": (0.0, 0.0)}
 """Fractions of the forward pass that the backward pass repeats, by `ModelConfig.remat`: of products
@@ -205,11 +206,13 @@ def state_bytes(config: RunConfig, models: PolicyModels, num_shards: int) -> dic
         return math.prod(spec.shape) * np.dtype(spec.dtype or np.float32).itemsize
 
     trainable = sum(math.prod(s.shape) for path, s in specs.items() if mask[path]) / num_shards
-    mu_bytes = 2 if config.optimizer.mu_dtype == "bfloat16" else 4
+    optimizer = make_optimizer(config.optimizer, config.train.steps, models.policy)
+    abstract = {p: jax.ShapeDtypeStruct(s.shape, jnp.float32) for p, s in specs.items() if mask[p]}
+    moments = jax.tree.leaves(jax.eval_shape(optimizer.init, unflatten_dict(abstract)))
     grad_bytes = 2 if config.optimizer.grad_dtype == "bfloat16" else 4
     state = {
         "parameters": round(sum(map(size, specs.values())) / num_shards),
-        "optimizer": round((mu_bytes + 4) * trainable),
+        "optimizer": round(sum(x.size * x.dtype.itemsize for x in moments) / num_shards),
         "gradients": round(grad_bytes * trainable),
     }
     if config.train.ema_decay:

@@ -1,11 +1,13 @@
-"""AdamW or Muon with warmup, cosine decay, clipping, and frozen parameters."""
+"""Optimizers of optax with schedules, clipping, multipliers, and frozen parameters."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
@@ -22,14 +24,31 @@ learning rates suit both (Liu et al. 2025, "Muon is scalable for LLM training").
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warmup from 0 to the peak, then cosine decay."""
-    return optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=config.peak_lr,
-        warmup_steps=config.warmup_steps,
-        decay_steps=max(num_steps, config.warmup_steps + 1),
-        end_value=config.peak_lr * config.final_lr_fraction,
-    )
+    """Learning rate by step: linear warmup from 0 to the peak, then as `optimizer.schedule` says.
+
+    Raises InputError for a warmup or a fraction out of range.
+    """
+    peak, last, warmup = config.peak_lr, config.final_lr_fraction, config.warmup_steps
+    if not warmup >= 0 or not 0 < config.decay_fraction <= 1:
+        raise InputError(
+            "optimizer.warmup_steps, optimizer.decay_fraction",
+            f"{warmup}, {config.decay_fraction}",
+            "give steps or a fraction of them, and a fraction over 0",
+        )
+    warmup = round(num_steps * warmup) if warmup < 1 else round(warmup)
+    rest = max(num_steps - warmup, 1)
+    decay = min(max(round(num_steps * config.decay_fraction), 1), rest)
+    constant = optax.constant_schedule(peak)
+    after = {
+        "cosine": optax.cosine_decay_schedule(peak, rest, alpha=last),
+        "linear": optax.linear_schedule(peak, peak * last, rest),
+        "wsd": optax.join_schedules(
+            [constant, optax.linear_schedule(peak, peak * last, decay)], [rest - decay]
+        ),
+        "inverse_sqrt": lambda step: peak * (1 + jnp.maximum(step, 0) / max(warmup, 1)) ** -0.5,
+        "constant": constant,
+    }[config.schedule]
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
 
 
 def make_trainable_mask(model: Qwen2Audio, freeze: tuple[str, ...]) -> Params:
@@ -47,16 +66,26 @@ def make_trainable_mask(model: Qwen2Audio, freeze: tuple[str, ...]) -> Params:
     return unflatten_dict(mask)
 
 
-def make_lr_multipliers(params: Params, multipliers: dict[str, float]) -> Params:
-    """Each parameter's learning-rate multiplier."""
-    names = {path: "/".join(path) for path in flatten_dict(params)}
-    check_patterns("optimizer.lr_multipliers", multipliers, names.values())
-    return unflatten_dict(
-        {
-            path: next((x for p, x in multipliers.items() if re.match(p, name)), 1.0)
-            for path, name in names.items()
-        }
+def make_lr_multipliers(
+    specs: dict[ParamPath, ParamSpec], config: OptimizerConfig
+) -> dict[ParamPath, float | np.ndarray]:
+    """Each parameter's learning-rate multiplier; of stacked layers one for each."""
+    check_patterns(
+        "optimizer.lr_multipliers", config.lr_multipliers, ["/".join(path) for path in specs]
     )
+    depth = {path[0]: spec.shape[0] for path, spec in specs.items() if spec.stacked}
+
+    def multiplier(path: ParamPath, spec: ParamSpec) -> float | np.ndarray:
+        patterns = config.lr_multipliers.items()
+        factor = next((x for p, x in patterns if re.match(p, "/".join(path))), 1.0)
+        if spec.stacked:
+            below = np.arange(depth[path[0]])[::-1]
+            below = below.reshape(-1, *(1,) * (len(spec.shape) - 1))
+            return (factor * config.layer_decay**below).astype(np.float32)
+        is_before = path[1].startswith(("embed", "conv"))
+        return factor * config.layer_decay ** (is_before * depth.get(path[0], 0))
+
+    return {path: multiplier(path, spec) for path, spec in specs.items()}
 
 
 def make_optimizer(
@@ -69,20 +98,28 @@ def make_optimizer(
     muon_dims = {path: _muon_dims(path, spec) for path, spec in specs.items()}
 
     def group(path: ParamPath) -> str:
-        return "muon" if config.name == "muon" and muon_dims[path] else "adamw"
+        return "adamw" if config.name == "muon" and not muon_dims[path] else config.name
 
     decay_mask = unflatten_dict({path: path[-1] not in ("bias", "scale") for path in specs})
     schedule = make_schedule(config, num_steps)
+    settings: dict[str, Any] = {
+        "weight_decay": config.weight_decay,
+        "mask": lambda tree: _with_masked_nodes(decay_mask, tree),
+    }
+    betas: dict[str, Any] = {
+        "b1": config.b1,
+        "b2": config.b2,
+        # None is the parameters' own dtype, also float64.
+        "mu_dtype": jnp.bfloat16 if config.mu_dtype == "bfloat16" else None,
+    }
     groups = {
-        "adamw": optax.adamw(
-            schedule,
-            b1=config.b1,
-            b2=config.b2,
-            eps=config.eps,
-            # None is the parameters' own dtype, also float64.
-            mu_dtype=jnp.bfloat16 if config.mu_dtype == "bfloat16" else None,
-            weight_decay=config.weight_decay,
-            mask=lambda tree: _with_masked_nodes(decay_mask, tree),
+        "adamw": optax.adamw(schedule, eps=config.eps, **betas, **settings),
+        "lion": optax.lion(schedule, **betas, **settings),
+        "adafactor": optax.chain(
+            optax.scale_by_factored_rms(),
+            optax.clip_by_block_rms(1.0),
+            optax.add_decayed_weights(**settings),
+            optax.scale_by_learning_rate(schedule),
         ),
         "muon": muon(
             schedule,
@@ -98,8 +135,8 @@ def make_optimizer(
         optax.clip_by_global_norm(clip) if clip else optax.identity(),
         optax.partition(groups, unflatten_dict({path: group(path) for path in specs})),
     ]
-    if config.lr_multipliers:
-        factors = make_lr_multipliers(unflatten_dict(specs), config.lr_multipliers)
+    if config.lr_multipliers or config.layer_decay != 1:
+        factors = unflatten_dict(make_lr_multipliers(specs, config))
         transforms.append(
             optax.stateless(lambda updates, _: jax.tree.map(lambda u, x: u * x, updates, factors))
         )

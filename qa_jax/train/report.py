@@ -9,6 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from qa_jax.config import to_dict
 from qa_jax.data import TrainBatch
 from qa_jax.model import param_specs
 from qa_jax.model.flops import trained_fractions, training_flops, useful_flops
@@ -41,7 +42,9 @@ class Report:
         self._device = device if device.process_index == jax.process_index() else None
         self._active = is_main_process()
         train, data = run.config.train, run.data
-        self._writer = MetricsWriter(train.output_dir, step, self._active)
+        self._writer = MetricsWriter(
+            train.output_dir, step, self._active, train.wandb_project, to_dict(run.config)
+        )
         if self._active:
             console.print(
                 f"{len(data.examples):,} records, {data.steps_per_epoch:,} steps per epoch, "

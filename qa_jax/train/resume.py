@@ -16,7 +16,7 @@ RUN_FILE = "run.yaml"
 FIXED_SETTINGS = (
     r"model\.(audio|text)\..*",
     r"data\.(tokenizer|buckets|packed_length|max_tokens|long_audio|seed)",
-    r"optimizer\.(name|mu_dtype|freeze|grad_accum_steps|lr_multipliers)",
+    r"optimizer\.(name|mu_dtype|freeze|grad_accum_steps|lr_multipliers|layer_decay)",
     r"lora\..*",
     r"dpo\..*",
     r"train\.(seed|init_from|objective|ema_decay|length_exponent|max_skipped_steps)",

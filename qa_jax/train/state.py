@@ -86,15 +86,16 @@ def initial_state(run: TrainingRun) -> TrainState:
 def optimizer_shardings(
     optimizer: optax.GradientTransformation, mesh: Mesh, params: Params
 ) -> PyTree:
-    """The optimizer state's shardings: moments like their parameters, counters replicated."""
-    shardings = {"/".join(path): x.sharding for path, x in flatten_dict(params).items()}
+    """The optimizer state's shardings: moments like their parameters; counters, and the rows and
+    columns of factored moments, replicated."""
+    like = {("/".join(path), x.shape): x.sharding for path, x in flatten_dict(params).items()}
     replicated = NamedSharding(mesh, PartitionSpec())
 
-    def sharding(path: Sequence[object], _: object) -> NamedSharding:
+    def sharding(path: Sequence[object], moment: jax.ShapeDtypeStruct) -> NamedSharding:
         names = [str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey)]
         # optax.partition puts its labels first; the parameter's own path is the rest.
-        tails = ("/".join(names[i:]) for i in range(len(names)))
-        return next((shardings[tail] for tail in tails if tail in shardings), replicated)
+        tails = (("/".join(names[i:]), moment.shape) for i in range(len(names)))
+        return next((like[tail] for tail in tails if tail in like), replicated)
 
     return jax.tree_util.tree_map_with_path(sharding, jax.eval_shape(optimizer.init, params))
 

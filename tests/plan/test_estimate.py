@@ -31,7 +31,7 @@ def test_full_finetuning_fits_one_h200() -> None:
     size = plan.bytes_per_chip
     trainable = plan.parameters - 1500 * 1280
     assert size["parameters"] == 4 * plan.parameters
-    assert size["gradients"] == 4 * trainable and size["optimizer"] == 6 * trainable
+    assert size["gradients"] == 4 * trainable and size["optimizer"] == pytest.approx(6 * trainable)
     assert size["activations"] == 2 * 4 * 32 * (2048 * 4096 + 1500 * 1280)
     assert sum(size.values()) < plan.hbm_bytes_per_chip
     more = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, freeze=()))
@@ -50,7 +50,8 @@ def test_lora_fits_one_gpu(target: str, overrides: list[str], width: int) -> Non
     low = count_parameters(models.policy) - count_parameters(models.base)
     size, sizes = plan.bytes_per_chip, {p: d.shape for p, d in param_specs(models.base).items()}
     adapted = 32 * 16 * (4 * (4096 + 4096) + 3 * (4096 + 11_008)) + 16 * (1280 + 4096)
-    assert low == adapted and size["optimizer"] == 2 * size["gradients"] == 8 * low
+    assert low == adapted and 2 * size["gradients"] == 8 * low
+    assert size["optimizer"] == pytest.approx(8 * low)
     if width == 2:
         assert size["parameters"] == 2 * plan.parameters + 4 * low
     else:

@@ -1,4 +1,4 @@
-"""Frozen parameters, Muon, learning-rate multipliers."""
+"""Schedules, optimizers, frozen parameters, learning-rate multipliers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 from qa_jax import checkpoint
+from qa_jax.config import ModelConfig, OptimizerConfig, preset
 from qa_jax.errors import InputError
+from qa_jax.model import Qwen2Audio, param_specs
 from qa_jax.train import train
+from qa_jax.train.optimizer import make_lr_multipliers, make_optimizer, make_schedule
 from qa_jax.train.run import make_run_step, prepare
 from qa_jax.train.state import initial_params, initial_state
-from qa_jax.trees import flatten_dict
-from tests.runs import at, config, one_device_mesh
+from qa_jax.trees import flatten_dict, unflatten_dict
+from tests.runs import at, config, losses, one_device_mesh
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -90,3 +93,64 @@ def test_lr_multipliers(
         prepare(
             config(at(job_settings, tmp_path / "x", optimizer={"lr_multipliers": {"encode_": 0.1}}))
         )
+
+
+def test_schedules() -> None:
+    settings = dict(peak_lr=2.0, warmup_steps=0.1, final_lr_fraction=0.25, decay_fraction=0.3)
+    steps = np.array([0, 5, 10, 40, 55, 70, 85, 99, 100])
+    after = (steps[2:] - 10) / 90
+    expected = {
+        "cosine": 0.5 + 1.5 * (1 + np.cos(np.pi * after)) / 2,
+        "linear": 2 - 1.5 * after,
+        "wsd": [2, 2, 2, 2, 1.25, 2 - 1.5 * 29 / 30, 0.5],
+        "inverse_sqrt": 2 * np.sqrt(10 / steps[2:]),
+        "constant": [2] * 7,
+    }
+    for name, values in expected.items():
+        schedule = make_schedule(OptimizerConfig(schedule=name, **settings), 100)  # type: ignore[arg-type]
+        found = [float(schedule(step)) for step in steps]
+        np.testing.assert_allclose(found, [0, 1, *values], rtol=1e-5, err_msg=name)
+        same = OptimizerConfig(schedule=name, **{**settings, "warmup_steps": 10})  # type: ignore[arg-type]
+        assert [float(make_schedule(same, 100)(step)) for step in steps] == found
+    with pytest.raises(InputError, match=r"optimizer\.warmup_steps"):
+        make_schedule(OptimizerConfig(warmup_steps=-1), 100)
+
+
+@pytest.mark.parametrize(("name", "rate"), [("lion", 1e-3), ("adafactor", 1e-2)])
+def test_every_optimizer_learns_and_resumes_exactly(name: str, rate: float, settings: dict) -> None:
+    changes = (f"--optimizer.name={name}", f"--optimizer.peak_lr={rate}", "--train.save_every=4")
+    train(config(settings, *changes))
+    output = settings["train"]["output_dir"]
+    straight = checkpoint.load_params(output, checkpoint.read_config(output))
+    found = losses(output)
+    assert min(found[4:]) < 0.99 * found[0]
+    train(config(settings, *changes, "--train.resume=4"))
+    again = checkpoint.load_params(output, checkpoint.read_config(output))
+    jax.tree.map(np.testing.assert_array_equal, again, straight)
+
+
+def test_layer_decay(tiny: ModelConfig) -> None:
+    specs = param_specs(Qwen2Audio(tiny))
+    optimizer = OptimizerConfig(layer_decay=0.5, lr_multipliers={"encoder/": 0.1})
+    factors = make_lr_multipliers(specs, optimizer)
+    num_layers = tiny.text.num_hidden_layers
+    stacked = factors["decoder", "layers", "mlp", "up_proj", "kernel"]
+    expected = [0.5 ** (num_layers - 1 - i) for i in range(num_layers)]
+    np.testing.assert_allclose(np.ravel(stacked), expected)
+    assert factors["decoder", "embed_tokens"] == 0.5**num_layers
+    assert factors["decoder", "norm", "scale"] == 1
+    assert factors["encoder", "conv1", "kernel"] == 0.1 * 0.5**tiny.audio.encoder_layers
+
+
+def test_factored_moments_take_no_memory() -> None:
+    """Of the released size, without ever making it."""
+    model = Qwen2Audio(preset("qwen2_audio_7b"))
+    shapes = {
+        path: jax.ShapeDtypeStruct(spec.shape, np.float32)
+        for path, spec in param_specs(model).items()
+        if path != ("encoder", "embed_positions")
+    }
+    optimizer = make_optimizer(OptimizerConfig(name="adafactor"), 10, model)
+    state = jax.eval_shape(optimizer.init, unflatten_dict(shapes))
+    size = sum(x.size for x in jax.tree.leaves(state))
+    assert size < 0.03 * sum(x.size for x in shapes.values())
