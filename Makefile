@@ -37,6 +37,7 @@ parity: $(VENV)/.parity
 bench: $(VENV)/.parity
 	$(BIN)/python benchmarks/against_transformers.py
 	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/generation.py --runs 1
 
 # Editable; reinstalled when setup.py is newer than the stamp.
 $(VENV)/bin/python:

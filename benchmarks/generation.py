@@ -130,14 +130,14 @@ def measure(runs: int) -> list[str]:
     requests = make_requests()
     longest = max(requests, key=lambda work: work.clip.num_frames)
     calls: dict[str, Callable[[], object]] = {
-        "one at a time": lambda: peer.answers(requests, 1),
+        "turn": lambda: peer.answers(requests, 1),
         "batches of 8": lambda: peer.answers(requests, BATCH),
         "ours": lambda: ours.answers(requests),
         "first token": lambda: peer.generate([longest], 1),
         "turns": lambda: ours.turns(longest),
     }
     ours.engine.warm_up()
-    expected, mine = calls["one at a time"](), calls["ours"]()
+    expected, mine = calls["turn"](), calls["ours"]()
     calls["turns"]()
     same = sum(a == b for a, b in zip(expected, mine, strict=True))  # type: ignore[call-overload]
     compilations = num_compilations()
@@ -163,18 +163,18 @@ def table(
 ) -> list[str]:
     our_seconds = median["ours"]
     rows = [
-        (f"{NUM_REQUESTS} requests, transformers {how}", median[how], our_seconds, "s")
-        for how in ("one at a time", "batches of 8")
+        (f"{NUM_REQUESTS} requests, transformers in {how}", median[how], our_seconds)
+        for how in ("turn", "batches of 8")
     ]
-    rows.append(("first token, longest clip", median["first token"], turns[0], "s"))
-    best = min(median["one at a time"], median["batches of 8"])
+    rows.append(("first token, longest clip", median["first token"], turns[0]))
+    best = min(median["turn"], median["batches of 8"])
     return [
-        f"The `bench` preset; float32, greedy; {same} of {NUM_REQUESTS} answers are equal.",
+        f"{same} of {NUM_REQUESTS} answers are equal.",
         machine(),
         "",
         "| work | transformers | qa_jax | ratio |",
         "|---|---|---|---|",
-        *(f"| {name} | {a:.2f} {u} | {b:.2f} {u} | {a / b:.1f}x |" for name, a, b, u in rows),
+        *(f"| {name} | {a:.2f} s | {b:.2f} s | {a / b:.1f}x |" for name, a, b in rows),
         f"| new tokens a second, all requests | {num_tokens / best:.0f} | "
         f"{num_tokens / our_seconds:.0f} | {best / our_seconds:.1f}x |",
         f"| first token of a second turn on that clip | | {turns[1]:.2f} s | "

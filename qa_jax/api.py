@@ -225,7 +225,7 @@ def load(
         dtype=placement.compute_dtype,
         remat="none",
         attention_impl="auto",
-        unroll_layers=False,  # then XLA would copy the whole cache in every layer
+        unroll_layers=False,  # unrolled, XLA copies the whole cache in every layer
     )
     tokenizer = load_tokenizer(directory)
     processor = None if tokenizer is None else Processor(tokenizer, long_audio, audio_hosts)
