@@ -16,6 +16,9 @@ from tests.conftest import make_waveform
 pytestmark = pytest.mark.usefixtures("one_device")
 
 
+QUESTIONS = ("what is three", "turn on", "a man or a woman", "9 + 4", "", "in the kitchen now")
+
+
 def write_manifest(path: Path, references: list[str]) -> list[list[dict[str, Any]]]:
     """Questions about six clips, the longest first; returns the conversations without answers."""
     conversations = []
@@ -23,7 +26,7 @@ def write_manifest(path: Path, references: list[str]) -> list[list[dict[str, Any
         for i, reference in enumerate(references):
             clip = path.with_name(f"{i}.wav")
             soundfile.write(clip, make_waveform(2.0 - 0.3 * i, 11 * i), 16_000)
-            parts = [{"type": "audio", "audio": str(clip)}, {"type": "text", "text": "what " * i}]
+            parts = [{"type": "audio", "audio": str(clip)}, {"type": "text", "text": QUESTIONS[i]}]
             turn = {"role": "user", "content": parts}
             answer = {"role": "assistant", "content": reference}
             file.write(json.dumps({"messages": [turn, answer]}) + "\n")
@@ -35,15 +38,15 @@ def test_answers_belong_to_their_records(tiny_checkpoint: Path, tmp_path: Path) 
     model = qa_jax.load(tiny_checkpoint, num_slots=2, capacity=448)
     manifest, output = tmp_path / "m.jsonl", tmp_path / "answers.jsonl"
     conversations = write_manifest(manifest, ["?"] * 6)
-    settings = dict(max_new_tokens=12)
+    settings = dict(max_new_tokens=12, repetition_penalty=1.5)
     scores = evaluate(model, manifest, output=output, **settings)
     assert scores.exact_match == 0
-    expected = [
-        model.chat(c, temperature=0.0, repetition_penalty=1.0, **settings) for c in conversations
-    ]
+    expected = [model.chat(c, temperature=0.0, **settings) for c in conversations]
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [row["prediction"] for row in rows] == expected
-    assert len(set(expected)) > 3
     # References that some of the answers meet: the score counts those, in their places.
-    write_manifest(manifest, [*expected[:2], "?", "?", "?", expected[5]])
-    assert evaluate(model, manifest, **settings).exact_match == pytest.approx(0.5)
+    own = [expected.count(answer) == 1 for answer in expected]
+    assert 2 <= sum(own) and own != own[::-1]
+    references = [a if is_own else "?" for a, is_own in zip(expected, own, strict=True)]
+    write_manifest(manifest, references)
+    assert evaluate(model, manifest, **settings).exact_match == pytest.approx(sum(own) / 6)

@@ -197,3 +197,16 @@ def test_requests_that_no_slot_can_hold(model: qa_jax.LoadedModel) -> None:
     with pytest.raises(InputError, match="a slot of this engine has 128"):
         engine.submit(request)
     assert engine.num_waiting() == 0
+
+
+def test_decoding_does_not_copy_the_cache(tiny_checkpoint: Path) -> None:
+    """What `load` compiles: temporaries are a fraction of the cache, in one slot and in all."""
+    model = qa_jax.load(tiny_checkpoint, num_slots=4, capacity=8192)
+    state = model.engine._abstract_state()
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.cache))
+    for rows in (np.zeros(1, np.int32), None):
+        active, steps, early = np.zeros(4, bool), np.int32(0), np.bool_(False)
+        program = model.engine.programs.decode.compiled(
+            model.params, state, rows, active, steps, early, window=256
+        )
+        assert program.memory_analysis().temp_size_in_bytes < size / 4
