@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import collections
 import math
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from qa_jax.config import ModelConfig
 from qa_jax.hf.reader import SafetensorsDir
@@ -39,29 +42,41 @@ def load_params(
 
 
 def _load(
-    source: SafetensorsDir, tensors: list[TensorSpec], sharding: jax.sharding.Sharding, dtype: DType
+    source: SafetensorsDir, tensors: list[TensorSpec], sharding: Sharding, dtype: DType
 ) -> Shaped[Array, "..."]:
     first = tensors[0]
-    stacked = first.layer is not None
-    shape = (len(tensors), *first.shape) if stacked else first.shape
     target = source.dtype(first.hf) if dtype is None else np.dtype(dtype)
+    if first.layer is None:
+        return _read(source, first, sharding, target)
+    of_layer = sharding
+    if isinstance(sharding, NamedSharding):
+        of_layer = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+    # Layer by layer: the host never holds a whole stack beside the device's.
+    stack = jnp.zeros((len(tensors), *first.shape), target, device=sharding)
+    for i, tensor in enumerate(tensors):
+        stack = _set_layer(stack, _read(source, tensor, of_layer, target), i)
+    return stack
+
+
+@partial(jax.jit, donate_argnums=0)
+def _set_layer(stack: jax.Array, layer: jax.Array, index: int | jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(stack, layer, index, 0)
+
+
+def _read(
+    source: SafetensorsDir, tensor: TensorSpec, sharding: Sharding, dtype: DType
+) -> Shaped[Array, "..."]:
     parts: dict[str, np.ndarray] = {}  # devices with the same shard share one read
 
     def read(index: Index | None) -> np.ndarray:
         assert index is not None
         key = str(index)
         if key not in parts:
-            bounds = tuple(slice(*s.indices(n)) for s, n in zip(index, shape, strict=True))
-            if stacked:
-                layers, bounds = tensors[bounds[0]], bounds[1:]
-                parts[key] = np.empty((len(layers), *(s.stop - s.start for s in bounds)), target)
-                for out, tensor in zip(parts[key], layers, strict=True):
-                    out[...] = read_part(source, tensor, bounds)
-            else:
-                parts[key] = np.ascontiguousarray(read_part(source, first, bounds), target)
+            bounds = tuple(slice(*s.indices(n)) for s, n in zip(index, tensor.shape, strict=True))
+            parts[key] = np.ascontiguousarray(read_part(source, tensor, bounds), dtype)
         return parts[key]
 
-    return jax.make_array_from_callback(shape, sharding, read)
+    return jax.make_array_from_callback(tensor.shape, sharding, read)
 
 
 def read_part(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from qa_jax.errors import InputError
 from qa_jax.lora import check_patterns, is_lora_path
 from qa_jax.model import ParamSpec, Qwen2Audio, param_specs
 from qa_jax.trees import flatten_dict, unflatten_dict
-from qa_jax.typing import ParamPath, Params, PyTree
+from qa_jax.typing import Float, ParamPath, Params, PyTree
 
 _UPDATE_RMS = 0.2
 """Root mean square of Muon's updates at a learning rate of 1: about AdamW's, so that the same
@@ -68,14 +67,14 @@ def make_trainable_mask(model: Qwen2Audio, freeze: tuple[str, ...]) -> Params:
 
 def make_lr_multipliers(
     specs: dict[ParamPath, ParamSpec], config: OptimizerConfig
-) -> dict[ParamPath, float | np.ndarray]:
+) -> dict[ParamPath, float | Float[np.ndarray, "*dims"]]:
     """Each parameter's learning-rate multiplier; of stacked layers one for each."""
     check_patterns(
         "optimizer.lr_multipliers", config.lr_multipliers, ["/".join(path) for path in specs]
     )
     depth = {path[0]: spec.shape[0] for path, spec in specs.items() if spec.stacked}
 
-    def multiplier(path: ParamPath, spec: ParamSpec) -> float | np.ndarray:
+    def multiplier(path: ParamPath, spec: ParamSpec) -> float | Float[np.ndarray, "*dims"]:
         patterns = config.lr_multipliers.items()
         factor = next((x for p, x in patterns if re.match(p, "/".join(path))), 1.0)
         if spec.stacked:
@@ -102,28 +101,27 @@ def make_optimizer(
 
     decay_mask = unflatten_dict({path: path[-1] not in ("bias", "scale") for path in specs})
     schedule = make_schedule(config, num_steps)
-    settings: dict[str, Any] = {
-        "weight_decay": config.weight_decay,
-        "mask": lambda tree: _with_masked_nodes(decay_mask, tree),
-    }
-    betas: dict[str, Any] = {
-        "b1": config.b1,
-        "b2": config.b2,
-        # None is the parameters' own dtype, also float64.
-        "mu_dtype": jnp.bfloat16 if config.mu_dtype == "bfloat16" else None,
-    }
+    decay = config.weight_decay
+    # None is the parameters' own dtype, also float64.
+    mu_dtype = jnp.bfloat16 if config.mu_dtype == "bfloat16" else None
+
+    def is_decayed(tree: PyTree) -> PyTree:
+        return _with_masked_nodes(decay_mask, tree)
+
     groups = {
-        "adamw": optax.adamw(schedule, eps=config.eps, **betas, **settings),
-        "lion": optax.lion(schedule, **betas, **settings),
+        "adamw": optax.adamw(
+            schedule, config.b1, config.b2, config.eps, 0.0, mu_dtype, decay, is_decayed
+        ),
+        "lion": optax.lion(schedule, config.b1, config.b2, mu_dtype, decay, is_decayed),
         "adafactor": optax.chain(
             optax.scale_by_factored_rms(),
             optax.clip_by_block_rms(1.0),
-            optax.add_decayed_weights(**settings),
+            optax.add_decayed_weights(decay, is_decayed),
             optax.scale_by_learning_rate(schedule),
         ),
         "muon": muon(
             schedule,
-            weight_decay=config.weight_decay,
+            weight_decay=decay,
             consistent_rms=_UPDATE_RMS,
             muon_weight_dimension_numbers=lambda tree: _with_masked_nodes(
                 unflatten_dict(muon_dims), tree
