@@ -36,7 +36,8 @@ def load_params(
             layers[tensor.path].append(tensor)
     flat = flatten_dict(shardings)
     loaded: dict[ParamPath, jax.Array] = {}
-    for path, tensors in layers.items():
+    # The largest tensors that are no stacks first, while there is room to rearrange them.
+    for path, tensors in sorted(layers.items(), key=lambda item: len(item[1])):
         loaded |= cast_to_param_dtype(model, path, _load(source, tensors, flat[path], dtype))
     return unflatten_dict(loaded)
 
