@@ -61,7 +61,11 @@ def _load(
 
 @partial(jax.jit, donate_argnums=0)
 def _set_layer(stack: jax.Array, layer: jax.Array, index: int | jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_index_in_dim(stack, layer, index, 0)
+    # As integers: a CPU would convert bfloat16 to float32 and back.
+    bits = jnp.dtype(f"uint{8 * stack.dtype.itemsize}")
+    stack_bits, layer_bits = (jax.lax.bitcast_convert_type(x, bits) for x in (stack, layer))
+    stack_bits = jax.lax.dynamic_update_index_in_dim(stack_bits, layer_bits, index, 0)
+    return jax.lax.bitcast_convert_type(stack_bits, stack.dtype)
 
 
 def _read(
