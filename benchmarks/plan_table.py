@@ -20,10 +20,11 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 from common import replace_section
 
 from qa_jax.config import RunConfig, load_run_config
+from qa_jax.paths import cache_home
 from qa_jax.plan import Plan, find_target, make_plan
 from qa_jax.plan.report import describe
 
-CACHE = Path("~/.cache/qa_jax/plan").expanduser()
+CACHE = cache_home() / "plan"
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "plan.md"
 HARDWARE = {

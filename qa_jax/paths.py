@@ -25,6 +25,11 @@ _PACKAGES = {"gs": "qa_jax[gcs]", "s3": "s3fs"}
 _SCHEME = re.compile(r"([a-z][a-z0-9+.\-]+)://")
 
 
+def cache_home() -> Path:
+    """The user's cache directory of this package."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "qa_jax")
+
+
 def scheme_of(path: object) -> str:
     """The scheme of a URL ("gs", "s3"); empty for a local path."""
     match = _SCHEME.match(str(path))

@@ -16,8 +16,8 @@ def add_parser(commands: common.Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from qa_jax.generate import cache_home
     from qa_jax.generate.chat import Chat, chat_loop
+    from qa_jax.paths import cache_home
 
     settings = common.sampling_settings(arguments)
     model = common.load_model(arguments, num_slots=1)

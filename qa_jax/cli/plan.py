@@ -45,7 +45,6 @@ def add_parser(commands: common.Subparsers) -> None:
         "--cache",
         type=Path,
         metavar="DIR",
-        default=Path("~/.cache/qa_jax/plan"),
         help="directory of compiled training steps (default: ~/.cache/qa_jax/plan)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -56,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     import yaml
 
     from qa_jax.config import load_run_config
+    from qa_jax.paths import cache_home
     from qa_jax.plan import Plan, find_target, make_generation_plan, make_plan, search
     from qa_jax.plan.report import describe
 
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"{arguments.kernel_efficiency} is no fraction of the peak",
             "choose one above 0 and up to 1",
         )
-    cache = arguments.cache.expanduser()
+    cache = (arguments.cache or cache_home() / "plan").expanduser()
     options = {"quick": arguments.quick, "kernel_efficiency": arguments.kernel_efficiency}
 
     def report(plan: Plan, progress: str) -> None:

@@ -1,6 +1,6 @@
 """Generation: requests, the engine that answers them, sampling."""
 
-from qa_jax.generate.compilation import cache_home, num_compilations, use_persistent_cache
+from qa_jax.generate.compilation import num_compilations, use_persistent_cache
 from qa_jax.generate.engine import Engine
 from qa_jax.generate.inputs import ModelInputs, prepare_inputs
 from qa_jax.generate.memory import Placement, choose_dtypes, default_mesh
@@ -20,7 +20,6 @@ __all__ = [
     "Summary",
     "TokenInfo",
     "answer_questions",
-    "cache_home",
     "choose_dtypes",
     "default_mesh",
     "num_compilations",

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from qa_jax.parallel import current_platform
+from qa_jax.paths import cache_home
 from qa_jax.typing import PyTree
 
 _events: dict[str, int] = {}
@@ -30,11 +29,6 @@ def num_compilations() -> int:
     count."""
     built = _events.get("/jax/core/compile/backend_compile_duration", 0)
     return built - _events.get("/jax/compilation_cache/cache_hits", 0)
-
-
-def cache_home() -> Path:
-    """The user's cache directory of this package."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "qa_jax")
 
 
 def use_persistent_cache() -> None:
