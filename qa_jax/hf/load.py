@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import math
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from qa_jax.config import ModelConfig
 from qa_jax.hf.reader import SafetensorsDir
 from qa_jax.hf.table import TensorSpec, tensor_map
-from qa_jax.model import Qwen2Audio, cast_to_param_dtype
+from qa_jax.model import Qwen2Audio, cast_to_param_dtype, set_layer
 from qa_jax.trees import flatten_dict, unflatten_dict
 from qa_jax.typing import Array, DType, ParamPath, Params, Shaped
 
@@ -55,17 +54,8 @@ def _load(
     # Layer by layer: the host never holds a whole stack beside the device's.
     stack = jnp.zeros((len(tensors), *first.shape), target, device=sharding)
     for i, tensor in enumerate(tensors):
-        stack = _set_layer(stack, _read(source, tensor, of_layer, target), i)
+        stack = set_layer(stack, _read(source, tensor, of_layer, target), i)
     return stack
-
-
-@partial(jax.jit, donate_argnums=0)
-def _set_layer(stack: jax.Array, layer: jax.Array, index: int | jax.Array) -> jax.Array:
-    # As integers: a CPU would convert bfloat16 to float32 and back.
-    bits = jnp.dtype(f"uint{8 * stack.dtype.itemsize}")
-    stack_bits, layer_bits = (jax.lax.bitcast_convert_type(x, bits) for x in (stack, layer))
-    stack_bits = jax.lax.dynamic_update_index_in_dim(stack_bits, layer_bits, index, 0)
-    return jax.lax.bitcast_convert_type(stack_bits, stack.dtype)
 
 
 def _read(

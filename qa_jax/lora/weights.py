@@ -8,8 +8,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from qa_jax.model import set_layer
 from qa_jax.trees import flatten_dict, unflatten_dict
-from qa_jax.typing import AnyArray, Array, Float, ParamPath, Params
+from qa_jax.typing import AnyArray, Array, Float, Int, ParamPath, Params
 
 
 class LoraWeights(NamedTuple):
@@ -38,8 +39,13 @@ def merge_lora(params: Params, adapter: LoraWeights, sign: float = 1.0) -> Param
     for path, scale in adapter.scales.items():
         kernel = flat.pop((*path, "kernel"))
         a, b = lora_params[(*path, "lora_a")], lora_params[(*path, "lora_b")]
-        merge = jax.jit(add_delta, donate_argnums=0, out_shardings=kernel.sharding)
-        flat[(*path, "kernel")] = merge(kernel, a, b, sign * scale)
+        if a.ndim + b.ndim - 2 == kernel.ndim:
+            merge = jax.jit(add_delta, donate_argnums=0, out_shardings=kernel.sharding)
+            kernel = merge(kernel, a, b, sign * scale)
+        else:
+            for i in range(kernel.shape[0]):
+                kernel = set_layer(kernel, add_layer_delta(kernel, a, b, sign * scale, i), i)
+        flat[(*path, "kernel")] = kernel
     return unflatten_dict(flat)
 
 
@@ -49,21 +55,22 @@ def add_delta(
     b: Float[AnyArray, "*out_dims"],
     scale: float | Float[Array, ""],
 ) -> Float[Array, "*dims"]:
-    """kernel + scale * A B. A stacked kernel is updated layer by layer, in place under donation."""
+    """kernel + scale * A B."""
+    dtype = jnp.promote_types(kernel.dtype, jnp.float32)
+    return (kernel.astype(dtype) + scale * lora_delta(a, b, kernel.shape)).astype(kernel.dtype)
 
-    def add(kernel: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-        dtype = jnp.promote_types(kernel.dtype, jnp.float32)
-        return (kernel.astype(dtype) + scale * lora_delta(a, b, kernel.shape)).astype(kernel.dtype)
 
-    if a.ndim + b.ndim - 2 == kernel.ndim:
-        return add(kernel, a, b)
+@jax.jit
+def add_layer_delta(
+    kernels: Float[Array, "*stack_dims"],
+    a: Float[AnyArray, "*in_dims rank"],
+    b: Float[AnyArray, "*out_dims"],
+    scale: float | Float[Array, ""],
+    layer: int | Int[Array, ""],
+) -> Float[Array, "*dims"]:
+    """`add_delta` of one layer of stacked kernels."""
     a, b = jnp.asarray(a), jnp.asarray(b)
-
-    def update(layer: jax.Array, kernel: jax.Array) -> jax.Array:
-        merged = add(kernel[layer], a[layer], b[layer])
-        return jax.lax.dynamic_update_index_in_dim(kernel, merged, layer, 0)
-
-    return jax.lax.fori_loop(0, kernel.shape[0], update, kernel)
+    return add_delta(kernels[layer], a[layer], b[layer], scale)
 
 
 def lora_delta(

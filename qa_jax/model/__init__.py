@@ -12,6 +12,7 @@ from qa_jax.model.params import (
     initialize,
     param_specs,
     parameter_bytes,
+    set_layer,
 )
 from qa_jax.model.quantization import (
     cast_to_param_dtype,
@@ -40,4 +41,5 @@ __all__ = [
     "linear_layers",
     "param_specs",
     "parameter_bytes",
+    "set_layer",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import zlib
 from collections.abc import Callable
@@ -10,10 +11,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Sharding
 
 from qa_jax.model.module import Initializer, Module
 from qa_jax.trees import unflatten_dict
-from qa_jax.typing import Array, DType, Key, ParamPath, Params
+from qa_jax.typing import Array, DType, Key, ParamPath, Params, Shaped
 
 
 class ParamSpec(NamedTuple):
@@ -89,3 +91,22 @@ def parameter_bytes(module: Module, dtype: DType) -> int:
         math.prod(s.shape) * jnp.dtype(s.dtype or dtype).itemsize
         for s in param_specs(module).values()
     )
+
+
+def set_layer(
+    stack: Shaped[Array, "*stack_dims"], layer: Shaped[Array, "*dims"], index: int
+) -> Shaped[Array, "*stack_dims"]:
+    """A stack with another layer, in place: the stack is donated. Its sharding is kept."""
+    return _layer_setter(stack.sharding)(stack, layer, index)
+
+
+@functools.cache
+def _layer_setter(sharding: Sharding) -> Callable[..., jax.Array]:
+    def set_bits(stack: jax.Array, layer: jax.Array, index: jax.Array) -> jax.Array:
+        # As integers: a CPU would convert bfloat16 to float32 and back.
+        bits = jnp.dtype(f"uint{8 * stack.dtype.itemsize}")
+        stack_bits, layer_bits = (jax.lax.bitcast_convert_type(x, bits) for x in (stack, layer))
+        stack_bits = jax.lax.dynamic_update_index_in_dim(stack_bits, layer_bits, index, 0)
+        return jax.lax.bitcast_convert_type(stack_bits, stack.dtype)
+
+    return jax.jit(set_bits, donate_argnums=0, out_shardings=sharding)
