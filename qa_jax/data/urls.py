@@ -50,7 +50,7 @@ def fetch(url: str, hosts: Sequence[str] = ()) -> bytes:
     except ValueError as error:
         raise InputError(name, f"not a URL ({error})", "give https://HOST/PATH") from None
     if not any(fnmatch.fnmatchcase(host, pattern.lower()) for pattern in hosts):
-        raise InputError(name, f"is fetched from no host but {list(hosts)}", _REMEDY)
+        raise InputError(name, f"its host is none of {list(hosts)}", _REMEDY)
     is_secure = parts.scheme == "https"
     path = f"{parts.path or '/'}{f'?{parts.query}' if parts.query else ''}"
     try:

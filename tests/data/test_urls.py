@@ -65,8 +65,8 @@ def test_hosts_that_were_named_are_asked(server: tuple[int, list[tuple[str, str]
 @pytest.mark.parametrize(
     ("path", "hosts", "cause"),
     [
-        ("/a.wav", [], "from no host but"),
-        ("/a.wav", ["example.org", "*.localhost"], "from no host but"),
+        ("/a.wav", [], "its host is none of"),
+        ("/a.wav", ["example.org", "*.localhost"], "its host is none of"),
         ("/moved", ["localhost"], "answers 302"),
         ("/absent", ["localhost"], "answers 404"),
     ],
