@@ -22,10 +22,14 @@ def run(arguments: argparse.Namespace) -> None:
     settings = common.sampling_settings(arguments)
     model = common.load_model(arguments, num_slots=1)
     model.require_processor()
-    model.engine.warm_up_in_background()
+    warm_up = model.engine.warm_up_in_background()
     chat = Chat(
         lambda messages: model.chat(messages, stream=True, **settings),
         lambda path: common.load_clip(arguments, path),
         arguments.system,
     )
-    chat_loop(chat, cache_home() / "history")
+    try:
+        chat_loop(chat, cache_home() / "history")
+    finally:
+        model.engine.stop_warm_up()
+        warm_up.join()

@@ -35,8 +35,7 @@ from qa_jax.typing import DType, Float, Params, PyTree
 _BURST_SECONDS = 0.05
 """About how long a burst may take, so that streams are smooth and new requests wait little."""
 _PAUSE_SECONDS = 1.0
-"""Prompts are prefilled before anything is decoded, so that a decode step serves as many slots as
-it can; but streams pause no longer than about this."""
+"""Prompts come first, so that a decode step serves many slots; streams pause for about so long."""
 
 
 class Engine:
@@ -76,7 +75,7 @@ class Engine:
         )
         self.num_slots = -(-num_slots // self._unit) * self._unit
         self.audio_cache = AudioCache(self._encode, config, max_audio_bytes, self._unit)
-        self._lock = threading.RLock()
+        self._lock, self._stopped = threading.RLock(), threading.Event()
         self._state: Slots | None = None
         self._step_seconds = self._decoded = 0.0
         with self._on_mesh():
@@ -177,8 +176,7 @@ class Engine:
         return len(self._scheduler.waiting)
 
     def step(self) -> bool:
-        """A call of prefill, if a prompt waits, or a burst of decode steps, or both; whether there
-        was anything to do."""
+        """A call of prefill, a burst of decode steps, or both; whether there was anything to do."""
         with self._lock, self._on_mesh():
             self._scheduler.assign()
             slots = self._scheduler.slots
@@ -201,19 +199,25 @@ class Engine:
             compile_one()
 
     def warm_up_in_background(self) -> threading.Thread:
-        """`warm_up` in a thread that waits while there are requests, and ends with the program."""
+        """`warm_up` in a thread that waits while there are requests; `stop_warm_up`, or the end of
+        the program, ends it after the program that it is compiling."""
+        self._stopped.clear()
 
         def work() -> None:
             for compile_one in self._compilations():
                 while self.num_running() or self.num_waiting():
                     time.sleep(0.05)
-                if not threading.main_thread().is_alive():
+                if self._stopped.is_set() or not threading.main_thread().is_alive():
                     return
                 compile_one()
 
         thread = threading.Thread(target=work, name="warm-up")
         thread.start()
         return thread
+
+    def stop_warm_up(self) -> None:
+        """Ends `warm_up_in_background`."""
+        self._stopped.set()
 
     def _compilations(self) -> Iterator[Callable[[], object]]:
         programs, n = self.programs, self.num_slots
