@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -69,21 +68,16 @@ def add_layer_delta(
     layer: int | Int[Array, ""],
 ) -> Float[Array, "*dims"]:
     """`add_delta` of one layer of stacked kernels."""
-    a, b = jnp.asarray(a), jnp.asarray(b)
     return add_delta(kernels[layer], a[layer], b[layer], scale)
 
 
 def lora_delta(
     a: Float[AnyArray, "*in_dims rank"], b: Float[AnyArray, "*out_dims"], shape: tuple[int, ...]
 ) -> Float[Array, "*kernel_dims"]:
-    """A B as a kernel of `shape`, in float32 or wider."""
-    stacked = b.ndim + a.ndim - 2 > len(shape)
-    lead = shape[:1] if stacked else ()
-    dtype = jnp.promote_types(a.dtype, jnp.float32)
-    a2 = a.reshape(*lead, -1, a.shape[-1]).astype(dtype)
-    rank = a.shape[-1]
-    b2 = b.reshape(*lead, rank, math.prod(b.shape) // (math.prod(lead) * rank)).astype(dtype)
-    return jnp.matmul(a2, b2, precision=jax.lax.Precision.HIGHEST).reshape(shape)
+    """A B of one layer, as a kernel of `shape`, in float32 or wider."""
+    dtype, rank = jnp.promote_types(a.dtype, jnp.float32), a.shape[-1]
+    a, b = a.reshape(-1, rank).astype(dtype), b.reshape(rank, -1).astype(dtype)
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST).reshape(shape)
 
 
 def is_lora_path(path: ParamPath) -> bool:
