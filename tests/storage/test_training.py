@@ -156,11 +156,14 @@ def test_readers_during_saves(job_settings: dict, audio_files: Path, tmp_path: P
     # Its output goes on, but is not read.
     threading.Thread(target=lambda: list(started.stdout or ()), daemon=True).start()
     model = ["--checkpoint", str(job.output), "--max-new-tokens", "2"]
-    manifest = job_settings["data"]["train"]
+    # Records of text alone have no prompt to answer.
+    asked = tmp_path / "asked.jsonl"
+    lines = Path(job_settings["data"]["train"]).read_text().splitlines(keepends=True)
+    asked.write_text("".join(line for line in lines if not line.startswith('{"text"')))
     commands = [
         ["inspect", str(job.output)],
         ["generate", *model, "--audio", str(audio_files / "0.wav")],
-        ["evaluate", *model, manifest, "--output", str(tmp_path / "{i}.jsonl")],
+        ["evaluate", *model, str(asked), "--output", str(tmp_path / "{i}.jsonl")],
         ["convert", "to-hf", str(job.output), str(tmp_path / "hf{i}")],
     ]
     code = (
