@@ -36,6 +36,7 @@ setup(
         "orbax-checkpoint>=0.12.2,<0.13",
         "numpy>=2",
         "librosa>=0.11",
+        "scipy>=1.11",
         "soundfile>=0.13",
         "sentencepiece>=0.2",
         "tokenizers>=0.21",

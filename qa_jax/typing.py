@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped, UInt, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped, UInt, UInt8, UInt32
 
 if TYPE_CHECKING:
     # Open for mypy: NumPy arrays that are passed to a jitted function are JAX arrays inside.
@@ -43,4 +43,5 @@ __all__ = [
     "Shaped",
     "UInt",
     "UInt8",
+    "UInt32",
 ]

@@ -10,7 +10,9 @@ from qa_jax.terminal import progress_bar
 
 
 def add_parser(commands: common.Subparsers) -> None:
-    parser = commands.add_parser("data", help="check a manifest, or copy its clips into shards")
+    parser = commands.add_parser(
+        "data", help="check a manifest, copy its clips into shards, or hear it"
+    )
     jobs = parser.add_subparsers(dest="job", required=True, metavar="JOB")
     check = jobs.add_parser("check", help="read everything once and name unusable records")
     check.add_argument("manifest")
@@ -22,6 +24,16 @@ def add_parser(commands: common.Subparsers) -> None:
     shard.add_argument("directory", help="the new directory")
     shard.add_argument("--shard-size", default="1GB", help="approximate size of a shard")
     shard.set_defaults(run=run_shard)
+    preview = jobs.add_parser(
+        "preview",
+        help="a page with what training hears: log-mels, sounds, and text with its loss weights",
+        allow_abbrev=False,
+    )
+    common.add_settings(preview)
+    preview.add_argument("--records", type=int, default=8, help="how many, evenly spaced")
+    preview.add_argument("--draws", type=int, default=5, help="epochs of each, with augmentation")
+    preview.add_argument("--output", default="preview", help="directory of the page")
+    preview.set_defaults(run=run_preview)
 
 
 def run_check(arguments: argparse.Namespace) -> int:
@@ -52,3 +64,21 @@ def run_shard(arguments: argparse.Namespace) -> None:
     with progress_bar("sharding") as progress:
         clips, shards = shard(arguments.manifest, arguments.directory, shard_bytes, progress)
     print(f"{clips:,} clips in {shards:,} shards; train with {arguments.directory}/manifest.jsonl")
+
+
+def run_preview(arguments: argparse.Namespace) -> None:
+    from qa_jax.config import load_run_config
+    from qa_jax.data import Processor, TrainDataset
+    from qa_jax.model.frontend import LogMel
+    from qa_jax.train.objectives import objective_class
+    from qa_jax.train.preview import heard_records, write_page
+    from qa_jax.train.run import find_tokenizer, make_model_config
+
+    config = load_run_config(arguments.config, arguments.overrides)
+    _, tokenizer = find_tokenizer(config)
+    log_mel = LogMel(make_model_config(config, tokenizer).audio.num_mel_bins)
+    processor = Processor(tokenizer, config.data.long_audio)
+    completions = objective_class(config.train.objective).num_completions
+    data = TrainDataset(config.data, processor, num_completions=completions, augment=config.augment)
+    records = heard_records(data, log_mel, arguments.records, arguments.draws)
+    print(f"open {write_page(records, arguments.output)}")

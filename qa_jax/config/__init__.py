@@ -13,6 +13,7 @@ from qa_jax.config.audio import (
     num_audio_tokens,
     num_frames,
 )
+from qa_jax.config.augment import AugmentConfig
 from qa_jax.config.data import DataConfig
 from qa_jax.config.dpo import DPOConfig
 from qa_jax.config.generation import SamplingConfig, from_generation_config, parse_token_ids
@@ -40,6 +41,7 @@ __all__ = [
     "PRESETS",
     "SAMPLE_RATE",
     "AudioConfig",
+    "AugmentConfig",
     "DPOConfig",
     "DataConfig",
     "Dtype",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from qa_jax.config.augment import AugmentConfig
 from qa_jax.config.data import DataConfig
 from qa_jax.config.dpo import DPOConfig
 from qa_jax.config.lora import LoraConfig
@@ -26,6 +27,7 @@ class RunConfig:
     preset: str = "qwen2_audio_7b"
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     dpo: DPOConfig = field(default_factory=DPOConfig)

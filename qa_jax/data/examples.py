@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from qa_jax.config import FRAME_MARGIN, MAX_FRAMES, DataConfig, num_audio_tokens, num_frames
 from qa_jax.data.audio import clip_num_samples
+from qa_jax.data.augment import Augmentation
 from qa_jax.data.manifest import Record
 from qa_jax.data.processor import Processor
 from qa_jax.errors import InputError
+from qa_jax.typing import Float, UInt32
 
 
 class Example(NamedTuple):
@@ -28,16 +31,22 @@ class LoadedExample(NamedTuple):
     Attributes:
         completions: ids, and the weight of each in the loss, of each completion.
         waveforms: the clips.
+        seeds: their keys for augmentation in the step.
     """
 
     completions: list[tuple[list[int], list[float]]]
     waveforms: list[np.ndarray]
+    seeds: Sequence[UInt32[np.ndarray, " 2"]] = ()
 
 
 def measure(
-    record: Record, config: DataConfig, processor: Processor, num_completions: int = 1
+    record: Record,
+    config: DataConfig,
+    processor: Processor,
+    num_completions: int = 1,
+    augmentation: Augmentation | None = None,
 ) -> Example:
-    """What planning needs of a record, from its clips' headers.
+    """What planning needs of a record, from its clips' headers: with augmentation, at most.
 
     Raises InputError naming the record if it cannot be used.
     """
@@ -45,6 +54,8 @@ def measure(
         num_samples = tuple(
             clip_num_samples(clip, record.base, config.long_audio) for clip in record.prompt.audio
         )
+        if augmentation is not None:
+            num_samples = tuple(map(augmentation.planned_samples, num_samples))
         completions = record.completions()
         if len(completions) != num_completions:
             raise InputError(
@@ -69,7 +80,11 @@ def measure(
 
 
 def load_example(
-    example: Example, config: DataConfig, processor: Processor, room: int
+    example: Example,
+    config: DataConfig,
+    processor: Processor,
+    room: int,
+    change: Callable[[Float[np.ndarray, " _"]], Float[np.ndarray, " _"]] | None = None,
 ) -> LoadedExample:
     """Reads an example's clips, and tokenizes it with their exact lengths.
 
@@ -78,6 +93,7 @@ def load_example(
         config: that it was measured with.
         processor: likewise.
         room: tokens that it may have more than measured: an MP3's header may be a few frames off.
+        change: made to every clip.
 
     Raises:
         InputError: naming the record, if a clip cannot be read or is longer than its header says.
@@ -87,6 +103,8 @@ def load_example(
         waveforms = processor.load(
             record.prompt.audio, base=record.base, long_audio=config.long_audio
         )
+        if change is not None:
+            waveforms = [change(waveform) for waveform in waveforms]
     except InputError as error:
         raise error.within(record.source) from None
     sizes = [waveform.size for waveform in waveforms]

@@ -20,11 +20,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from qa_jax.config import (
-    MAX_FRAMES,
-    DataConfig,
-    JsonDict,
-)
+from qa_jax.config import MAX_FRAMES, AugmentConfig, DataConfig, JsonDict
+from qa_jax.data.augment import Augmentation
 from qa_jax.data.batch import TrainBatch, stack_micro_batches, with_audio
 from qa_jax.data.examples import Example, LoadedExample, load_example, measure
 from qa_jax.data.manifest import Record, read_mixture
@@ -58,6 +55,7 @@ class TrainDataset:
         length_exponent: see `TrainConfig.length_exponent`.
         num_batch_shards: shards of the batch; each holds its own rows' clips.
         num_completions: completions of every record, which become rows: 2 for preference pairs.
+        augment: changes of clips.
 
     Attributes:
         examples: usable records, repeated as an epoch repeats them.
@@ -78,8 +76,10 @@ class TrainDataset:
         length_exponent: float = 0.0,
         num_batch_shards: int = 1,
         num_completions: int = 1,
+        augment: AugmentConfig = AugmentConfig(),  # noqa: B008
     ) -> None:
         self.config, self.processor = config, processor
+        self.augmentation = Augmentation(augment, config.seed)
         self.num_batch_shards, self.num_completions = num_batch_shards, num_completions
         self.reference_log_probs: Float[np.ndarray, "examples completions"] | None = None
         self.grad_accum_steps, self.length_exponent = grad_accum_steps, length_exponent
@@ -173,7 +173,9 @@ class TrainDataset:
 
     def _measure(self, record: Record) -> Example | None:
         try:
-            return measure(record, self.config, self.processor, self.num_completions)
+            return measure(
+                record, self.config, self.processor, self.num_completions, self.augmentation
+            )
         except InputError as error:
             self._on_error(error, record.source)
             return None
@@ -200,10 +202,11 @@ class TrainDataset:
         rows and clips only, one shard after the other.
         """
         bucket, members = self._step_plan(step)
+        epoch = step // self.steps_per_epoch
         rows = self.config.buckets[bucket]
         local = range(self.num_batch_shards) if shards is None else shards
         micro = [members[i * rows : (i + 1) * rows] for i in range(self.grad_accum_steps)]
-        return stack_micro_batches([self._micro_batch(bucket, m, local) for m in micro])
+        return stack_micro_batches([self._micro_batch(bucket, m, local, epoch) for m in micro])
 
     def _step_plan(self, step: int) -> tuple[int, np.ndarray]:
         epoch, index = divmod(step, self.steps_per_epoch)
@@ -218,7 +221,9 @@ class TrainDataset:
         bucket, rows = self._step_plan(step)
         return [i for row in rows for i in self._rows[bucket][row]]
 
-    def _micro_batch(self, bucket: int, members: np.ndarray, shards: Sequence[int]) -> TrainBatch:
+    def _micro_batch(
+        self, bucket: int, members: np.ndarray, shards: Sequence[int], epoch: int = 0
+    ) -> TrainBatch:
         per_shard, width = self.config.buckets[bucket] // self.num_batch_shards, self._width[bucket]
         shape = (self.num_completions * per_shard * len(shards), width)
         has_reference = self.reference_log_probs is not None
@@ -233,20 +238,25 @@ class TrainDataset:
         starts = range(0, self.num_batch_shards * per_shard, per_shard)
         shard_members = [members[i : i + per_shard] for i in starts]
         waveforms: list[list[np.ndarray]] = [[] for _ in shards]
+        seeds: list[list[np.ndarray]] = [[] for _ in shards]
         for i, shard in enumerate(shards):
             first_row = i * self.num_completions * per_shard
             for row, member in enumerate(shard_members[shard], start=first_row):
                 start = 0
                 for index in self._rows[bucket][member]:
-                    loaded = self._load(self.examples[index])
+                    loaded = self.load(index, epoch)
                     if loaded is None:
                         continue
+                    seeds[i] += loaded.seeds
                     self._fill(batch, row, start, per_shard, index, loaded)
                     start += len(loaded.completions[0][0])
                     waveforms[i] += loaded.waveforms
         if not bucket:
             return batch
-        return with_audio(batch, waveforms, self._clips[bucket], bucket)
+        has_seeds = self.augmentation.config.changes_step
+        return with_audio(
+            batch, waveforms, self._clips[bucket], bucket, seeds if has_seeds else None
+        )
 
     def poisoned_batch(self, step: int, shards: Sequence[int] | None = None) -> TrainBatch:
         """A batch of a step's shape without records, whose loss is NaN in every process.
@@ -304,13 +314,19 @@ class TrainDataset:
             if batch.reference_log_probs is not None and self.reference_log_probs is not None:
                 batch.reference_log_probs[r] = self.reference_log_probs[index, completion]
 
-    def _load(self, example: Example) -> LoadedExample | None:
-        """Reads an example; None if it cannot be used and may be skipped."""
+    def load(self, index: int, epoch: int = 0) -> LoadedExample | None:
+        """Reads an example as an epoch hears it; None if it cannot be used and may be skipped."""
+        example, augmentation = self.examples[index], self.augmentation
+        rng = augmentation.rng(epoch, index)
+        seeds = augmentation.seeds(rng, len(example.num_samples))
+        change = None
+        if augmentation.config.reads_differently:
+            change = functools.partial(augmentation, rng=rng, voice=self._voice)
         # A packed row has room for what was planned; another row for all of its width.
         packed = self.config.packed_length > 0
         room = 0 if packed else self._width[example.bucket] - example.num_tokens
         try:
-            return load_example(example, self.config, self.processor, room)
+            loaded = load_example(example, self.config, self.processor, room, change)
         except InputError as error:
             source = example.record.source
             is_new = source not in self.bad_records
@@ -318,6 +334,16 @@ class TrainDataset:
             if is_new:
                 warnings.warn(f"skipped: {self.bad_records[source]}", stacklevel=2)
             return None
+        return loaded._replace(seeds=[*seeds])
+
+    def _voice(self, rng: np.random.Generator) -> Float[np.ndarray, " _"]:
+        """A clip of any record."""
+        while True:
+            record = self.examples[rng.integers(len(self.examples))].record
+            if record.prompt.audio:
+                return self.processor.load(
+                    record.prompt.audio[:1], base=record.base, long_audio=self.config.long_audio
+                )[0]
 
     def iterate(
         self, shards: Sequence[int] | None = None, state: JsonDict | None = None

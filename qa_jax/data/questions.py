@@ -88,7 +88,7 @@ def audio_questions(paths: Sequence[str], instruction: str, raw: bool = False) -
     """
     questions = []
     for path in paths:
-        for clip, base in _clips(path):
+        for clip, base in find_clips(path):
             if raw:
                 prompt = Prompt([Span(PLACEHOLDER + instruction, False)], [clip])
             else:
@@ -99,8 +99,9 @@ def audio_questions(paths: Sequence[str], instruction: str, raw: bool = False) -
     return questions
 
 
-def _clips(path: str) -> list[tuple[AudioSource, str]]:
-    """Clips, and the directory to which they are relative."""
+def find_clips(path: str) -> list[tuple[AudioSource, str]]:
+    """The clips of an audio file, a directory, a pattern or a manifest, each with the directory to
+    which it is relative; raises InputError as `audio_questions`."""
     if path.endswith(".jsonl"):
         found = []
         for raw, source in read_lines(path):

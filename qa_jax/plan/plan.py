@@ -56,10 +56,14 @@ def lower_step(config: RunConfig, mesh: Mesh, shapes: Shapes) -> jax.stages.Lowe
     has_log_probs = objective.reference == "precomputed"
     with jax.set_mesh(mesh):
         jitted = jit_train_step(step, state, config.train.xla_flags)
-        return jitted.lower(state, _abstract_batch(shapes, mesh, has_log_probs), ref_params)
+        return jitted.lower(
+            state,
+            _abstract_batch(shapes, mesh, has_log_probs, config.augment.changes_step),
+            ref_params,
+        )
 
 
-def _abstract_batch(shapes: Shapes, mesh: Mesh, has_log_probs: bool) -> TrainBatch:
+def _abstract_batch(shapes: Shapes, mesh: Mesh, has_log_probs: bool, has_seeds: bool) -> TrainBatch:
     sharding = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
 
     def array(dtype: DType, *shape: int) -> jax.ShapeDtypeStruct:
@@ -74,6 +78,9 @@ def _abstract_batch(shapes: Shapes, mesh: Mesh, has_log_probs: bool) -> TrainBat
         waveform=array(jnp.float32, *clips) if shapes.num_clips else None,
         num_frames=array(jnp.int32, shapes.num_clips) if shapes.num_clips else None,
         reference_log_probs=array(jnp.float32, shapes.num_rows) if has_log_probs else None,
+        augment_seeds=array(jnp.uint32, shapes.num_clips, 2)
+        if has_seeds and shapes.num_clips
+        else None,
     )
 
 

@@ -16,6 +16,7 @@ RUN_FILE = "run.yaml"
 FIXED_SETTINGS = (
     r"model\.(audio|text)\..*",
     r"data\.(tokenizer|buckets|packed_length|max_tokens|long_audio|seed)",
+    r"augment\.speed",
     r"optimizer\.(name|mu_dtype|freeze|grad_accum_steps|lr_multipliers|layer_decay)",
     r"lora\..*",
     r"dpo\..*",
@@ -42,14 +43,10 @@ def changed_settings(config: RunConfig, records: str) -> list[str]:
     if not all_steps(config.train.output_dir) or not path.exists():  # nothing to continue
         return []
     before = read_yaml(path)
-    if before.pop(_RECORDS, records) != records:
-        raise InputError(
-            "data.train",
-            f"its records are not those that the run in {config.train.output_dir} began with",
-            "restore them, or name another train.output_dir",
-        )
+    began_with = before.pop(_RECORDS, records)
     schema = to_dict(RunConfig())
-    old, new = _flat(before, schema), _flat(to_dict(config), schema)
+    old = _flat(schema, schema) | _flat(before, schema)
+    new = _flat(to_dict(config), schema)
     lines = []
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) == new.get(name) or name in ("train.output_dir", "train.resume"):
@@ -62,6 +59,12 @@ def changed_settings(config: RunConfig, records: str) -> list[str]:
                 "use that value, or name another train.output_dir",
             )
         lines.append(f"resuming with {name} {new.get(name)!r} (was {old.get(name)!r})")
+    if began_with != records:
+        raise InputError(
+            "data.train",
+            f"its records are not those that the run in {config.train.output_dir} began with",
+            "restore them, or name another train.output_dir",
+        )
     return lines
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from qa_jax.data.tokenizer import AUDIO, END_OF_TEXT, IM_END
 from qa_jax.errors import InputError
 from qa_jax.parallel import make_mesh, num_batch_shards
 from qa_jax.paths import AnyPath, as_path, is_remote
+from qa_jax.train.augment import augment_batch
 from qa_jax.train.models import PolicyModels, make_models
 from qa_jax.train.objectives import Objective, make_objective, objective_class
 from qa_jax.train.optimizer import make_optimizer, make_schedule, make_trainable_mask
@@ -213,6 +215,7 @@ def make_datasets(
         length_exponent=config.train.length_exponent,
         num_batch_shards=shards,
         num_completions=num_completions,
+        augment=config.augment,
     )
     if not config.data.eval:
         return data, None
@@ -243,6 +246,7 @@ def make_run_step(
         make_trainable_mask(models.policy, config.optimizer.freeze),
         make_schedule(config.optimizer, config.train.steps),
         ema_decay=config.train.ema_decay,
+        augment=partial(augment_batch, config.augment, models.policy.log_mel),
         dropout_seed=config.train.seed if models.policy_with_dropout is not None else None,
         grads_in_bf16=config.optimizer.grad_dtype == "bfloat16",
     )

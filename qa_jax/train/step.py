@@ -65,6 +65,7 @@ def make_train_step(
     learning_rate: optax.Schedule,
     *,
     ema_decay: float = 0.0,
+    augment: Callable[[TrainBatch], TrainBatch] | None = None,
     dropout_seed: int | None = None,
     grads_in_bf16: bool = False,
 ) -> TrainStep:
@@ -77,6 +78,7 @@ def make_train_step(
             update.
         learning_rate: for the metrics; the optimizer has its own.
         ema_decay: decay of the EMA, if the state has one.
+        augment: changes the clips of a micro-batch.
         dropout_seed: None for no dropout.
         grads_in_bf16: sum and communicate gradients of matrices in bfloat16.
     """
@@ -95,6 +97,8 @@ def make_train_step(
                 rng = jax.random.fold_in(jax.random.key(dropout_seed), state.step)
                 rng = jax.random.fold_in(rng, index)
             params = merge_trees(frozen, trainable)
+            if augment is not None:
+                micro_batch = augment(micro_batch)
             out = objective.loss(params, micro_batch, ref_params, rng)
             return out.loss, out
 

@@ -36,6 +36,11 @@ class DPO(Objective):
             raise InputError(
                 "train.length_exponent", "is for sft", "set it to 0, or dpo.length_normalized"
             )
+        has_augmentation = config.augment.reads_differently or config.augment.changes_step
+        if config.dpo.reference == "precomputed" and has_augmentation:
+            raise InputError(
+                "dpo.reference", "precomputed knows no augmentation", "set it to in_memory"
+            )
         if config.data.packed_length:
             raise InputError("data.packed_length", "pairs are not packed", "set it to 0")
 
