@@ -52,8 +52,7 @@ def test_processes_agree_with_one(job_settings: dict, tmp_path: Path) -> None:
     np.testing.assert_allclose(job.losses(), one.losses(), rtol=1e-5)
 
 
-@pytest.mark.jobs
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.jobs)])
 def test_resume_after_kill(job_settings: dict, tmp_path: Path, processes: int) -> None:
     """kill -9 of the process, or of one process of two: the end is the same, bit for bit."""
     steps = 8 + 4 * KILLS
@@ -87,8 +86,7 @@ def test_resume_after_kill(job_settings: dict, tmp_path: Path, processes: int) -
     assert killed.losses() == straight.losses()
 
 
-@pytest.mark.jobs
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.jobs)])
 def test_a_signal_to_one_process_stops_all(
     job_settings: dict, tmp_path: Path, processes: int
 ) -> None:
@@ -149,7 +147,6 @@ def test_one_unreadable_clip_stops_all_at_once(
     assert len(job.losses()) == max([0, *checkpoint.all_steps(job.output)])
 
 
-@pytest.mark.jobs
 def test_processes_with_different_data_do_not_start(job_settings: dict, tmp_path: Path) -> None:
     """One host's manifest lacks a record: nothing is trained, and both say who has what."""
     manifest = Path(job_settings["data"]["train"])
@@ -167,7 +164,6 @@ def test_processes_with_different_data_do_not_start(job_settings: dict, tmp_path
     assert not checkpoint.all_steps(job.output)
 
 
-@pytest.mark.jobs
 def test_an_output_directory_of_one_host_is_refused(job_settings: dict, tmp_path: Path) -> None:
     job_settings["mesh"]["fsdp"] = 2
     job = Job(at(job_settings, tmp_path / "run"), 2)

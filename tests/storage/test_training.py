@@ -97,7 +97,6 @@ def test_training_in_object_storage(
     assert storage.requests > 100
 
 
-@pytest.mark.jobs
 def test_every_path_in_object_storage(
     storage: type[Emulator],
     job_settings: dict,
