@@ -52,6 +52,7 @@ setup(
     ],
     extras_require={
         "microphone": ["sounddevice>=0.5"],
+        "datasets": ["datasets>=3.6"],
         "demo": demo,
         "parity": parity,
         "gcs": gcs,
@@ -63,6 +64,9 @@ setup(
             # The TPU's compiler, which needs no TPU: for tests of `qa-jax plan`.
             'jax[tpu]>=0.10,<0.13; sys_platform == "linux" and platform_machine == "x86_64"',
             "beartype>=0.20",
+            # Of other forms of datasets; webdataset only writes those of the tests.
+            "datasets>=3.6",
+            "webdataset>=1",
             "hypothesis>=6",
             "import-linter>=2.3",
             "mkdocs>=1.6,<2",

@@ -11,9 +11,11 @@ class DataConfig:
     """Manifests and batches.
 
     Attributes:
-        train: manifest of training records (JSONL), or several as {manifest: repeats}: how often an
-            epoch holds the records of each, at least once.
+        train: manifest of training records (JSONL), or another dataset that `qa_jax.data.readers`
+            reads; or several as {manifest: repeats}: how often an epoch holds the records of each,
+            at least once.
         eval: manifest of held-out records; empty for none.
+        prompt: raw prompt of records in the short form that have none.
         tokenizer: directory of the tokenizer's files; empty if `train.init_from` brings its own.
         buckets: rows per step by clip length, {log-mel frames: rows}; a clip goes to the shortest
             bucket that holds it and 4 frames more. 0 is a bucket for records without audio.
@@ -28,6 +30,7 @@ class DataConfig:
 
     train: str | dict[str, float] = ""
     eval: str = ""
+    prompt: str = ""
     tokenizer: str = ""
     buckets: dict[int, int] = field(default_factory=lambda: {0: 8, 504: 8, 1004: 8, 3000: 8})
     packed_length: int = 0

@@ -12,6 +12,7 @@ import numpy as np
 
 from qa_jax.config import HOP_LENGTH, MAX_FRAMES, SAMPLE_RATE, num_audio_tokens, num_frames
 from qa_jax.data.audio_shards import is_in_shard, read_shard_clip, shard_num_samples
+from qa_jax.data.stored import Segment, StoredClip, split_segment
 from qa_jax.data.urls import fetch, is_url
 from qa_jax.errors import InputError
 from qa_jax.paths import PathLike, is_remote, join, read_bytes
@@ -22,6 +23,7 @@ AudioSource: TypeAlias = Any
 
 MAX_SAMPLES = MAX_FRAMES * HOP_LENGTH
 _MAX_CHANNELS = 8
+_ROUNDING_SECONDS = 0.02
 _MAX_AMPLITUDE = 100.0
 """Float samples are within -1 and 1, or a little over; larger ones have another scale."""
 
@@ -38,7 +40,8 @@ def load_audio(
     """Reads, mixes down, resamples and checks one clip.
 
     Args:
-        audio: a path, or a name in a shard (see `qa_jax.data.audio_shards`); a URL (see
+        audio: a path, of which "#t=START,END" is a part in seconds; a name in a shard (see
+            `qa_jax.data.audio_shards`); a clip of a dataset (`StoredClip`); a URL (see
             `qa_jax.data.urls`); the bytes of an audio file; samples as an array; or samples with
             their rate, as (array, rate) or {"array": ..., "sampling_rate": ...}. Stereo is
             averaged. Integer samples are scaled by their type's full range.
@@ -66,12 +69,12 @@ def load_audio(
         samples, rate = _decode(io.BytesIO(read_shard_clip(audio, base)), name)
     elif is_url(audio):
         samples, rate = _decode(io.BytesIO(fetch(audio, hosts)), name)
-    elif isinstance(audio, str | Path):
+    elif isinstance(audio, str | Path) and str(audio).endswith(".npy"):
         name = join(base, str(audio))
-        if name.endswith(".npy"):
-            samples, rate = _read_array(name), sampling_rate
-        else:
-            samples, rate = _decode(_open(name), name)
+        samples, rate = _read_array(name), sampling_rate
+    elif isinstance(audio, str | Path | StoredClip):
+        name, file, segment = _find(audio, base)
+        samples, rate = _decode(file, name, segment)
     elif isinstance(audio, bytes | bytearray):
         samples, rate = _decode(io.BytesIO(audio), name)
     else:
@@ -90,17 +93,42 @@ def clip_num_samples(clip: AudioSource, base: PathLike = "", long_audio: str = "
         samples = shard_num_samples(clip)
         _check_length(samples, str(clip), long_audio)
         return min(samples, MAX_SAMPLES)
-    if not isinstance(clip, str | Path) or is_url(clip):
+    if not isinstance(clip, str | Path | StoredClip) or is_url(clip):
         raise InputError("audio", f"{clip!r:.60} is not a file", "give the path of a file")
-    path = join(base, str(clip))
+    name, file, segment = _find(clip, base)
     try:
-        info = soundfile.info(_open(path))
+        info = soundfile.info(file)
     except (soundfile.LibsndfileError, RuntimeError, OSError, ValueError) as error:
-        raise _unreadable(path, error) from None
+        raise _unreadable(name, error, file) from None
+    start, stop = _frames(segment, info.frames, info.samplerate, name)
     # Integer ceiling: a float would round 3 x 16000 / 48000 up by one sample.
-    samples = -(-info.frames * SAMPLE_RATE // info.samplerate)
-    _check_length(samples, str(path), long_audio)
+    samples = -(-(stop - start) * SAMPLE_RATE // info.samplerate)
+    _check_length(samples, name, long_audio)
     return min(samples, MAX_SAMPLES)
+
+
+def clip_file(clip: AudioSource, base: PathLike = "") -> bytes:
+    """The bytes of a clip's audio file; of a part of a file, a FLAC file of it.
+
+    Raises InputError if it cannot be read.
+    """
+    import soundfile
+
+    name, file, segment = _find(clip, base)
+    if segment == Segment():
+        return file.getvalue() if isinstance(file, io.BytesIO) else read_bytes(file)
+    samples, rate = _decode(file, name, segment)
+    flac = io.BytesIO()
+    soundfile.write(flac, samples.T, rate, format="FLAC", subtype="PCM_24")
+    return flac.getvalue()
+
+
+def _find(clip: str | Path | StoredClip, base: PathLike) -> tuple[str, str | io.BytesIO, Segment]:
+    """A clip's name, its file, and the part of it that is meant."""
+    if isinstance(clip, StoredClip):
+        return str(clip), io.BytesIO(clip.read()), Segment()
+    path, segment = split_segment(str(clip))
+    return join(base, str(clip)), _open(join(base, path)), segment
 
 
 def _open(path: str) -> str | io.BytesIO:
@@ -111,23 +139,50 @@ def _open(path: str) -> str | io.BytesIO:
     try:
         return io.BytesIO(read_bytes(path))
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise _unreadable(path, error, path) from None
 
 
-def _decode(file: str | io.BytesIO, name: str) -> tuple[np.ndarray, int]:
+def _decode(
+    file: str | io.BytesIO,
+    name: str,
+    segment: Segment = Segment(),  # noqa: B008
+) -> tuple[np.ndarray, int]:
+    """Samples of a file's part, (channels, n), and their rate."""
     import soundfile
 
     try:
-        samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(file) as opened:
+            rate, count = opened.samplerate, -1
+            if segment != Segment():
+                first, stop = _frames(segment, opened.frames, rate, name)
+                opened.seek(first)
+                count = stop - first
+            samples = opened.read(count, dtype="float32", always_2d=True)
+    except InputError:
+        raise
     except (soundfile.LibsndfileError, RuntimeError, OSError, ValueError) as error:
-        raise _unreadable(name, error, isinstance(file, str)) from None
+        raise _unreadable(name, error, file) from None
     return samples.T, rate
 
 
-def _unreadable(name: str, error: Exception, is_file: bool = True) -> InputError:
-    if is_file and not is_remote(name):
+def _frames(segment: Segment, frames: int, rate: int, name: str) -> tuple[int, int]:
+    """First and last sample of a part; raises InputError if the file does not contain it."""
+    first = round(segment.start * rate)
+    stop = frames if segment.end is None else round(segment.end * rate)
+    if segment.end is not None and first >= stop:
+        raise InputError(name, "ends before it starts", "give a longer duration")
+    # Manifests round times to hundredths.
+    if stop > frames + rate * _ROUNDING_SECONDS or first >= max(frames, 1):
+        raise InputError(
+            name, f"the file ends at {frames / rate:.3f} s", "correct offset and duration"
+        )
+    return first, min(stop, frames)
+
+
+def _unreadable(name: str, error: Exception, file: str | io.BytesIO) -> InputError:
+    if isinstance(file, str) and not is_remote(file):
         try:
-            if not Path(name).is_file():
+            if not Path(file).is_file():
                 return InputError(name, "no such file", "check the path")
         except (OSError, ValueError) as unusable:  # too long, or with a null character
             return InputError(name, f"no file's name ({unusable})", "check the path")

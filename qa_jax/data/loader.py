@@ -89,7 +89,8 @@ class TrainDataset:
         # Opening files is waiting: threads make it a third shorter, or more on network storage.
         try:
             with ThreadPoolExecutor(max(1, config.num_threads)) as pool:
-                measured = pool.map(self._measure, read_mixture(config.train, self._on_error))
+                records = read_mixture(config.train, self._on_error, config.prompt)
+                measured = pool.map(self._measure, records)
                 self.examples = [example for example in measured if example is not None]
         finally:  # the threads have ended: `warnings` is not safe in several
             for error in list(self.bad_records.values())[: config.max_bad_records]:
@@ -362,7 +363,7 @@ class TrainDataset:
 
 
 def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()[:16]
 
 
 class _Steps:

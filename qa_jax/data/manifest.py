@@ -1,12 +1,15 @@
-"""JSONL manifests: one record a line, read and checked as a whole before any work starts.
+"""Manifests: one record a line, read and checked as a whole before any work starts.
+
+The lines are those of a JSONL file, or what `qa_jax.data.readers` makes of other datasets.
 
     {"messages": [{"role": "user", "content": [{"type": "audio", "audio": "a.wav"},
                                                {"type": "text", "text": "..."}]},
                   {"role": "assistant", "content": "..."}]}
     {"audio": "a.wav", "prompt": "...", "text": "..."}
 
-The second is the short form for pre-training: raw prompts without a template. The first may also be
-in ms-swift's format, see `from_swift_format`. Paths are relative to the manifest; records without
+The second is the short form for pre-training: raw prompts without a template; "offset" and
+"duration" in seconds choose a part of its clip. The first may also be in ms-swift's format, see
+`from_swift_format`. Paths are relative to the manifest; records without
 audio are allowed; other keys are ignored. A message of the assistant's with "loss": false, or with
 a weight, counts so in the loss; without, 1.
 
@@ -20,16 +23,16 @@ or, in ms-swift's format, messages that end with the chosen completion and "reje
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from qa_jax.config import JsonDict
 from qa_jax.data.audio import AudioSource
 from qa_jax.data.chat import PLACEHOLDER, Conversation, Prompt, Span, apply_chat_template
+from qa_jax.data.readers import Line, read_dataset
 from qa_jax.data.tokenizer import AUDIO, END_OF_TEXT
 from qa_jax.errors import InputError
-from qa_jax.paths import PathLike, parent, read_bytes
+from qa_jax.paths import PathLike
 
 _SWIFT = "<audio>"
 _REMEDY = 'give {"messages": [...]} or {"audio": ..., "prompt": ..., "text": ...}'
@@ -40,7 +43,7 @@ class Record(NamedTuple):
 
     Attributes:
         source: "file:line", for messages.
-        base: directory of the manifest, to which its paths are relative.
+        base: directory to which its paths are relative.
         prompt: the record as spans and clips; of a pair, with the chosen completion.
         raw: the line as JSON.
         rejected: of a pair, the same with the rejected completion.
@@ -61,19 +64,24 @@ OnError = Callable[[InputError, str], None]
 """Called with an unusable record's error and source; returns to skip the record, or raises."""
 
 
-def read_manifest(path: PathLike, on_error: OnError | None = None) -> list[Record]:
-    """All records of a manifest.
+def read_manifest(
+    path: PathLike, on_error: OnError | None = None, prompt: str = ""
+) -> list[Record]:
+    """All records of a manifest, or of another dataset that `read_dataset` reads.
 
-    Raises InputError naming the first unusable line, unless `on_error` skips it.
+    Args:
+        path: of the manifest.
+        on_error: see `OnError`; by default the first unusable line raises InputError naming it.
+        prompt: of records in the short form that have none.
     """
     records = []
-    for line, source in _lines(path):
+    for line in read_dataset(path):
         try:
-            records.append(_record(_parse(line, source), source, parent(path)))
+            records.append(_record(line, prompt))
         except InputError as error:
             if on_error is None:
                 raise
-            on_error(error, source)
+            on_error(error, line.source)
     if not records:
         raise InputError(path, "contains no records", _REMEDY)
     return records
@@ -82,32 +90,22 @@ def read_manifest(path: PathLike, on_error: OnError | None = None) -> list[Recor
 def read_lines(path: PathLike) -> list[tuple[JsonDict, str]]:
     """The lines of a manifest as JSON, each with its "file:line"; raises InputError as
     `read_manifest`."""
-    lines = [(_parse(line, source), source) for line, source in _lines(path)]
+    lines = [(_fields(line), line.source) for line in read_dataset(path)]
     if not lines:
         raise InputError(path, "contains no records", _REMEDY)
     return lines
 
 
-def _lines(path: PathLike) -> list[tuple[str, str]]:
-    try:
-        # Not splitlines: JSON strings may contain U+2028 and other line separators.
-        lines = read_bytes(path).decode().split("\n")
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise InputError(path, f"not readable ({error})", "check the path") from None
-    return [(line, f"{path}:{i}") for i, line in enumerate(lines, start=1) if line.strip()]
+def _fields(line: Line) -> JsonDict:
+    if isinstance(line.raw, InputError):
+        raise line.raw
+    return line.raw
 
 
-def _parse(line: str, source: str) -> JsonDict:
-    try:
-        raw = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(source, f"not JSON ({error})", "one object a line") from None
-    if not isinstance(raw, dict):
-        raise InputError(source, "not a JSON object", _REMEDY)
-    return raw
-
-
-def _record(raw: JsonDict, source: str, base: str) -> Record:
+def _record(line: Line, prompt: str) -> Record:
+    raw, source, base = _fields(line), line.source, line.base
+    if prompt and "messages" not in raw:
+        raw = {"prompt": prompt, **raw}
     if is_pair(raw):
         chosen, rejected = to_pair(raw, source)
         return Record(source, base, chosen, raw, rejected)
@@ -172,7 +170,7 @@ def _last_target_only(prompt: Prompt) -> Prompt:
 
 
 def read_mixture(
-    manifests: str | Mapping[str, float], on_error: OnError | None = None
+    manifests: str | Mapping[str, float], on_error: OnError | None = None, prompt: str = ""
 ) -> list[Record]:
     """The records of an epoch.
 
@@ -180,16 +178,17 @@ def read_mixture(
         manifests: one path, or {path: repeats}, how often an epoch holds the records of each, at
             least once: with 2.5 it holds every record twice and every second one a third time.
         on_error: see `read_manifest`.
+        prompt: likewise.
     """
     if isinstance(manifests, str):
-        return read_manifest(manifests, on_error)
+        return read_manifest(manifests, on_error, prompt)
     mixed: list[Record] = []
     for path, repeats in manifests.items():
         if not repeats >= 1:
             raise InputError(
                 f"data.train {path}", f"{repeats} repeats are under 1", "raise the others' instead"
             )
-        records = read_manifest(path, on_error)
+        records = read_manifest(path, on_error, prompt)
         whole = int(repeats)
         num_extra = round((repeats - whole) * len(records))
         # Evenly spaced over the manifest, since neighbouring records are often similar.

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qa_jax.data.audio import clip_num_samples
+from qa_jax.data.audio import clip_file, clip_num_samples
 from qa_jax.data.manifest import Record, read_manifest
+from qa_jax.data.stored import StoredClip
 from qa_jax.errors import InputError
-from qa_jax.paths import join, read_bytes
 
 
 def shard(
@@ -21,10 +21,12 @@ def shard(
 ) -> tuple[int, int]:
     """Copies a manifest's clips into shards, and writes the manifest that names them there.
 
-    Clips keep their files' bytes. All records are checked before anything is written.
+    Clips keep their files' bytes; parts of files become FLAC files. All records are checked before
+    anything is written.
 
     Args:
-        manifest: relative paths in it start from its directory.
+        manifest: relative paths in it start from its directory; or another dataset that
+            `qa_jax.data.readers` reads.
         directory: new or empty; gets manifest.jsonl and the shards.
         shard_bytes: size from which a shard is closed.
         progress: called with (records done, records in all).
@@ -73,7 +75,7 @@ class _ShardWriter:
         for clip in record.prompt.audio:
             if self._writer is None or self._size >= self.shard_bytes:
                 self._open_next()
-            data = read_bytes(join(record.base, str(clip)))
+            data = clip_file(clip, record.base)
             self._writer.write(data)
             num_samples = clip_num_samples(clip, record.base)
             names[str(clip)] = f"{self._file}#{self._index},{num_samples}"
@@ -103,6 +105,6 @@ def _renamed(value: Any, names: dict[str, str], key: str = "") -> Any:
         return {k: _renamed(v, names, k) for k, v in value.items()}
     if isinstance(value, list):
         return [_renamed(v, names, key) for v in value]
-    if isinstance(value, str) and key in ("audio", "audio_url", "audios"):
-        return names.get(value, value)
+    if isinstance(value, str | StoredClip) and key in ("audio", "audio_url", "audios"):
+        return names.get(str(value), value)
     return value
