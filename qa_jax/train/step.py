@@ -65,7 +65,7 @@ def make_train_step(
     learning_rate: optax.Schedule,
     *,
     ema_decay: float = 0.0,
-    augment: Callable[[TrainBatch], TrainBatch] | None = None,
+    augment: Callable[[TrainBatch], TrainBatch] = lambda batch: batch,
     dropout_seed: int | None = None,
     grads_in_bf16: bool = False,
 ) -> TrainStep:
@@ -97,9 +97,7 @@ def make_train_step(
                 rng = jax.random.fold_in(jax.random.key(dropout_seed), state.step)
                 rng = jax.random.fold_in(rng, index)
             params = merge_trees(frozen, trainable)
-            if augment is not None:
-                micro_batch = augment(micro_batch)
-            out = objective.loss(params, micro_batch, ref_params, rng)
+            out = objective.loss(params, augment(micro_batch), ref_params, rng)
             return out.loss, out
 
         grads, out = accumulate(jax.grad(loss_fn, has_aux=True), params_for_grad, batch)

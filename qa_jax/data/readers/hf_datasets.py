@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from qa_jax.data.readers.base import TEXT_NAMES, Line, from_columns
 from qa_jax.data.stored import StoredClip
 from qa_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _HUB = re.compile(r"hf://(?P<name>[^:@]+)(:(?P<config>[^@]+))?(@(?P<split>.+))?")
 
@@ -29,7 +32,7 @@ class RowClip(StoredClip):
         column: which.
     """
 
-    def __init__(self, path: str, dataset: Any, row: int, column: str) -> None:
+    def __init__(self, path: str, dataset: Dataset, row: int, column: str) -> None:
         self.path, self._dataset, self.row, self.column = path, dataset, row, column
 
     def read(self) -> bytes:
@@ -69,7 +72,7 @@ def read_hf_dataset(path: str) -> Iterator[Line]:
         yield Line(from_columns(fields, present), f"{path}:{i + 1}", "")
 
 
-def _not_decoded(dataset: Any, columns: list[str]) -> Any:
+def _not_decoded(dataset: Dataset, columns: list[str]) -> Dataset:
     from datasets import Audio
 
     for column in columns:
@@ -77,7 +80,7 @@ def _not_decoded(dataset: Any, columns: list[str]) -> Any:
     return dataset
 
 
-def _load(path: str) -> Any:
+def _load(path: str) -> Dataset:
     try:
         import datasets
     except ImportError:
