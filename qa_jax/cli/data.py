@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from qa_jax.cli import common
 from qa_jax.errors import InputError
 from qa_jax.terminal import progress_bar
 
+if TYPE_CHECKING:
+    from qa_jax.data import Processor
+
 
 def add_parser(commands: common.Subparsers) -> None:
-    parser = commands.add_parser(
-        "data", help="check a manifest, copy its clips into shards, or hear it"
-    )
+    parser = commands.add_parser("data", help="check, index, shard or hear a manifest")
     jobs = parser.add_subparsers(dest="job", required=True, metavar="JOB")
     check = jobs.add_parser("check", help="read everything once and name unusable records")
     check.add_argument("manifest")
@@ -24,6 +26,15 @@ def add_parser(commands: common.Subparsers) -> None:
     shard.add_argument("directory", help="the new directory")
     shard.add_argument("--shard-size", default="1GB", help="approximate size of a shard")
     shard.set_defaults(run=run_shard)
+    index = jobs.add_parser(
+        "index", help="measure a manifest once, so that training starts without opening its clips"
+    )
+    index.add_argument("manifest")
+    index.add_argument("--tokenizer", required=True, help="directory of a tokenizer or checkpoint")
+    index.add_argument("--long-audio", choices=("error", "truncate"), default="error")
+    index.add_argument("--prompt", default="", help="as data.prompt")
+    index.add_argument("--threads", type=int, default=8, help="that read clips' headers")
+    index.set_defaults(run=run_index)
     preview = jobs.add_parser(
         "preview",
         help="a page with what training hears: log-mels, sounds, and text with its loss weights",
@@ -37,15 +48,9 @@ def add_parser(commands: common.Subparsers) -> None:
 
 
 def run_check(arguments: argparse.Namespace) -> int:
-    from qa_jax.data import Processor, load_tokenizer
     from qa_jax.data.check import check_manifest, summary
 
-    processor = None
-    if arguments.tokenizer:
-        tokenizer = load_tokenizer(arguments.tokenizer)
-        if tokenizer is None:
-            raise InputError(arguments.tokenizer, "no tokenizer here", "name its directory")
-        processor = Processor(tokenizer)
+    processor = _processor(arguments.tokenizer) if arguments.tokenizer else None
     with progress_bar("reading") as progress:
         report = check_manifest(
             arguments.manifest, processor, max_tokens=arguments.max_tokens, progress=progress
@@ -53,6 +58,36 @@ def run_check(arguments: argparse.Namespace) -> int:
     for line in (*report.problems, *summary(report)):
         print(line)
     return 2 if report.problems else 0
+
+
+def _processor(directory: str) -> Processor:
+    from qa_jax.data import Processor, load_tokenizer
+
+    tokenizer = load_tokenizer(directory)
+    if tokenizer is None:
+        raise InputError(directory, "no tokenizer here", "name its directory")
+    return Processor(tokenizer)
+
+
+def run_index(arguments: argparse.Namespace) -> int:
+    from qa_jax.data.index_builder import build_index
+
+    with progress_bar("indexing", is_bytes=True) as progress:
+        summary = build_index(
+            arguments.manifest,
+            _processor(arguments.tokenizer),
+            long_audio=arguments.long_audio,
+            prompt=arguments.prompt,
+            num_threads=arguments.threads,
+            progress=progress,
+        )
+    for error in summary.errors:
+        print(error)
+    print(
+        f"{summary.num_records:,} usable records ({summary.num_measured:,} measured now), "
+        f"{len(summary.errors):,} unusable; {summary.path}"
+    )
+    return 2 if summary.errors else 0
 
 
 def run_shard(arguments: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ from qa_jax.config import HOP_LENGTH, SAMPLE_RATE, AugmentConfig
 from qa_jax.data.audio import MAX_SAMPLES, AudioSource, load_audio
 from qa_jax.data.questions import find_clips
 from qa_jax.errors import InputError, suggest
-from qa_jax.typing import Float, UInt32
+from qa_jax.typing import Float, Int, UInt32
 
 _SHORTEST = 3 * HOP_LENGTH
 _NUM_VOICES = 3
@@ -48,10 +48,13 @@ class Augmentation:
         self._rooms = find_clips(config.impulse_responses) if config.impulse_responses else []
         self._backgrounds = find_clips(config.background) if config.background else []
 
-    def planned_samples(self, num_samples: int) -> int:
-        """Samples of a clip at the slowest speed that may be drawn for it."""
+    def planned_samples(self, num_samples: Int[np.ndarray, " clips"]) -> Int[np.ndarray, " clips"]:
+        """Samples of clips at the slowest speed that may be drawn for them, at most."""
+        if self.config.speed[0] >= 1:
+            return num_samples
         speed = _feasible_speed(self.config.speed[0], num_samples)
-        return num_samples if speed >= 1 else min(int(num_samples / speed) + 1, MAX_SAMPLES)
+        slowed = np.minimum((num_samples / speed).astype(np.int32) + 1, MAX_SAMPLES)
+        return np.where(speed >= 1, num_samples, slowed)
 
     def rng(self, epoch: int, index: int) -> np.random.Generator:
         """The generator of a record in an epoch."""
@@ -71,7 +74,7 @@ class Augmentation:
         import librosa
 
         config, x = self.config, waveform
-        speed = _feasible_speed(rng.uniform(*config.speed), x.size)
+        speed = float(_feasible_speed(rng.uniform(*config.speed), np.array([x.size]))[0])
         if speed != 1:
             x = librosa.resample(x, orig_sr=SAMPLE_RATE * speed, target_sr=SAMPLE_RATE)
             x = x[:MAX_SAMPLES]
@@ -128,9 +131,11 @@ def check_augment(config: AugmentConfig) -> None:
         raise InputError("augment.codecs", "is empty", "name one, or set augment.codec_prob to 0")
 
 
-def _feasible_speed(speed: float, num_samples: int) -> float:
-    """The speed nearest to this at which a clip stays within the model's 30 s and has a token."""
-    return float(np.clip(speed, num_samples / MAX_SAMPLES, max(1.0, num_samples / _SHORTEST)))
+def _feasible_speed(
+    speed: float, num_samples: Int[np.ndarray, " clips"]
+) -> Float[np.ndarray, " clips"]:
+    """The speed nearest to this at which clips stay within the model's 30 s and have a token."""
+    return np.clip(speed, num_samples / MAX_SAMPLES, np.maximum(1.0, num_samples / _SHORTEST))
 
 
 def _read(clip: tuple[AudioSource, str]) -> np.ndarray:

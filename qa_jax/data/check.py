@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qa_jax.config import FRAME_MARGIN, MAX_FRAMES, SAMPLE_RATE, num_frames
+from qa_jax.config import FRAME_MARGIN, MAX_FRAMES, SAMPLE_RATE, num_audio_tokens, num_frames
 from qa_jax.data.audio import load_audio
+from qa_jax.data.examples import too_long
 from qa_jax.data.manifest import Record, read_manifest
 from qa_jax.data.processor import Processor
 from qa_jax.errors import InputError
@@ -90,7 +91,11 @@ def _check(
         samples = [load_audio(clip, base=record.base).size for clip in record.prompt.audio]
         if processor is None:
             return samples, 0
-        return samples, processor.count_tokens(record.completions(), samples, max_tokens)
+        text_tokens = processor.count_text_tokens(record.completions(), samples)
+        tokens = text_tokens + sum(num_audio_tokens(num_frames(n)) for n in samples)
+        if tokens > max_tokens:
+            raise InputError("record", *too_long(tokens, max_tokens))
+        return samples, tokens
     except InputError as error:
         return error
 

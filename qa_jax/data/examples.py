@@ -9,7 +9,6 @@ import numpy as np
 
 from qa_jax.config import FRAME_MARGIN, MAX_FRAMES, DataConfig, num_audio_tokens, num_frames
 from qa_jax.data.audio import clip_num_samples
-from qa_jax.data.augment import Augmentation
 from qa_jax.data.manifest import Record
 from qa_jax.data.processor import Processor
 from qa_jax.errors import InputError
@@ -17,12 +16,24 @@ from qa_jax.typing import Float, UInt32
 
 
 class Example(NamedTuple):
-    """A record that can be used, and what planning its batch needs."""
+    """A record that can be used, and its size in a batch, at most."""
 
     record: Record
     num_samples: tuple[int, ...]
     num_tokens: int
     bucket: int
+
+
+class Measured(NamedTuple):
+    """What planning needs of a record, whatever is planned.
+
+    Attributes:
+        num_samples: of each clip.
+        text_tokens: tokens of its longest completion, without those of its clips.
+    """
+
+    num_samples: tuple[int, ...]
+    text_tokens: int
 
 
 class LoadedExample(NamedTuple):
@@ -40,22 +51,16 @@ class LoadedExample(NamedTuple):
 
 
 def measure(
-    record: Record,
-    config: DataConfig,
-    processor: Processor,
-    num_completions: int = 1,
-    augmentation: Augmentation | None = None,
-) -> Example:
-    """What planning needs of a record, from its clips' headers: with augmentation, at most.
+    record: Record, processor: Processor, long_audio: str = "error", num_completions: int = 1
+) -> Measured:
+    """What planning needs of a record, from its clips' headers.
 
     Raises InputError naming the record if it cannot be used.
     """
     try:
         num_samples = tuple(
-            clip_num_samples(clip, record.base, config.long_audio) for clip in record.prompt.audio
+            clip_num_samples(clip, record.base, long_audio) for clip in record.prompt.audio
         )
-        if augmentation is not None:
-            num_samples = tuple(map(augmentation.planned_samples, num_samples))
         completions = record.completions()
         if len(completions) != num_completions:
             raise InputError(
@@ -63,20 +68,15 @@ def measure(
                 f"has {len(completions)} completion(s), train.objective needs {num_completions}",
                 "name a manifest of that form, or another train.objective",
             )
-        num_tokens = processor.count_tokens(completions, num_samples, config.max_tokens)
+        return Measured(num_samples, processor.count_text_tokens(completions, num_samples))
     except InputError as error:
         raise error.within(record.source) from None
-    frames = max((num_frames(s) for s in num_samples), default=0)
-    required = min(frames + FRAME_MARGIN, MAX_FRAMES) if num_samples else 0
-    # Text-only records use the smallest bucket.
-    fits = [b for b in config.buckets if b >= required]
-    if not fits:
-        raise InputError(
-            record.source,
-            f"needs a bucket of {required} frames, the largest is {max(config.buckets)}",
-            "add one to data.buckets",
-        )
-    return Example(record, num_samples, num_tokens, min(fits))
+
+
+def too_long(num_tokens: int, max_tokens: int) -> tuple[str, str]:
+    """Cause and remedy of a record with too many tokens."""
+    cause = f"{num_tokens} tokens are over data.max_tokens = {max_tokens}"
+    return cause, "raise it, or split the record"
 
 
 def load_example(

@@ -9,9 +9,6 @@ batch. Each process reads the audio of its own rows only.
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
-import math
 import threading
 import warnings
 from collections.abc import Sequence
@@ -23,15 +20,14 @@ import numpy as np
 from qa_jax.config import MAX_FRAMES, AugmentConfig, DataConfig, JsonDict
 from qa_jax.data.augment import Augmentation
 from qa_jax.data.batch import TrainBatch, stack_micro_batches, with_audio
-from qa_jax.data.examples import Example, LoadedExample, load_example, measure
-from qa_jax.data.manifest import Record, read_mixture
-from qa_jax.data.packing import clips_per_row, first_fit
+from qa_jax.data.epochs import Epochs
+from qa_jax.data.examples import LoadedExample, Measured, load_example, measure
+from qa_jax.data.index import has_index, open_index
+from qa_jax.data.manifest import Record, read_manifest
 from qa_jax.data.processor import Processor
+from qa_jax.data.tables import Examples, MemoryTable, Table, check_repeats
 from qa_jax.errors import InputError
 from qa_jax.typing import Float
-
-TOKEN_MULTIPLE = 16
-"""Rows are padded to a multiple of this, so that similar datasets share compiled programs."""
 
 
 @runtime_checkable
@@ -86,23 +82,34 @@ class TrainDataset:
         self._check_buckets()
         self.bad_records: dict[str, str] = {}
         self._lock = threading.Lock()
-        # Opening files is waiting: threads make it a third shorter, or more on network storage.
         try:
-            with ThreadPoolExecutor(max(1, config.num_threads)) as pool:
-                records = read_mixture(config.train, self._on_error, config.prompt)
-                measured = pool.map(self._measure, records)
-                self.examples = [example for example in measured if example is not None]
+            self.examples = Examples(
+                self._read_tables(), config, self.augmentation.planned_samples, self._on_error
+            )
         finally:  # the threads have ended: `warnings` is not safe in several
             for error in list(self.bad_records.values())[: config.max_bad_records]:
                 warnings.warn(f"skipped: {error}", stacklevel=2)
-        if not self.examples:
+        if not len(self.examples):
             raise InputError("data.train", "contains no usable record", "see the warnings above")
-        self._epoch_plans: dict[int, list[tuple[int, np.ndarray]]] = {}
-        self._rows: dict[int, list[tuple[int, ...]]] = {}
-        self._width: dict[int, int] = {}
-        self._clips: dict[int, int] = {}
-        for bucket in sorted({e.bucket for e in self.examples}):
-            self._plan_rows(bucket)
+        self.epochs = Epochs(self.examples, config, num_batch_shards, grad_accum_steps)
+
+    def _read_tables(self) -> list[tuple[Table, float]]:
+        train = self.config.train
+        manifests = {train: 1.0} if isinstance(train, str) else train
+        check_repeats(manifests)
+        return [(self._read_table(path), repeats) for path, repeats in manifests.items()]
+
+    def _read_table(self, path: str) -> Table:
+        """A manifest's index, or all of its records measured now."""
+        config, processor = self.config, self.processor
+        if has_index(path):
+            return open_index(path, config, processor, self.num_completions, self._on_error)
+        records = read_manifest(path, self._on_error, config.prompt)
+        # Opening files is waiting: threads make it a third shorter, or more on network storage.
+        with ThreadPoolExecutor(max(1, config.num_threads)) as pool:
+            measured = list(pool.map(self._measure, records))
+        usable = [i for i, found in enumerate(measured) if found is not None]
+        return MemoryTable([records[i] for i in usable], [m for m in measured if m is not None])
 
     def _check_buckets(self) -> None:
         shards = self.num_batch_shards
@@ -115,44 +122,14 @@ class TrainDataset:
                     "change the bucket",
                 )
 
-    def _plan_rows(self, bucket: int) -> None:
-        """Which records share a row: the same in every epoch; only the order of rows differs."""
-        members = [i for i, e in enumerate(self.examples) if e.bucket == bucket]
-        sizes = [(self.examples[i].num_tokens, len(self.examples[i].num_samples)) for i in members]
-        longest = max(num_tokens for num_tokens, _ in sizes)
-        width = max(longest, self.config.packed_length)
-        self._width[bucket] = -(-width // TOKEN_MULTIPLE) * TOKEN_MULTIPLE
-        rows_per_shard = self.config.buckets[bucket] // self.num_batch_shards
-        if self.config.packed_length:
-            order = np.random.default_rng([self.config.seed, bucket]).permutation(len(members))
-            clips = clips_per_row(sizes, self._width[bucket])
-            packed = first_fit([sizes[i] for i in order], (self._width[bucket], clips))
-            self._rows[bucket] = [tuple(members[order[i]] for i in row) for row in packed]
-            self._clips[bucket] = clips * rows_per_shard
-        else:
-            self._rows[bucket] = [(i,) for i in members]
-            # Room for the records with the most clips, whichever order brings them together.
-            most = sorted((n for _, n in sizes), reverse=True)[:rows_per_shard]
-            self._clips[bucket] = max(rows_per_shard, sum(most))
-
     @property
     def steps_per_epoch(self) -> int:
-        return sum(
-            math.ceil(len(rows) / self._rows_per_step(bucket))
-            for bucket, rows in self._rows.items()
-        )
+        return self.epochs.steps_per_epoch
 
     @property
     def padding(self) -> float:
         """Padding fraction of an epoch's tokens."""
-        size = sum(
-            math.ceil(len(rows) / self._rows_per_step(b)) * self._rows_per_step(b) * self._width[b]
-            for b, rows in self._rows.items()
-        )
-        return 1 - sum(example.num_tokens for example in self.examples) / size
-
-    def _rows_per_step(self, bucket: int) -> int:
-        return self.config.buckets[bucket] * self.grad_accum_steps
+        return self.epochs.padding
 
     def _on_error(self, error: InputError, source: str) -> None:
         """Records an unusable record; raises once there are more than allowed."""
@@ -172,29 +149,13 @@ class TrainDataset:
                     "run: qa-jax data check MANIFEST",
                 )
 
-    def _measure(self, record: Record) -> Example | None:
+    def _measure(self, record: Record) -> Measured | None:
+        config = self.config
         try:
-            return measure(
-                record, self.config, self.processor, self.num_completions, self.augmentation
-            )
+            return measure(record, self.processor, config.long_audio, self.num_completions)
         except InputError as error:
             self._on_error(error, record.source)
             return None
-
-    def _epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
-        """All steps of an epoch in order: (bucket, rows). The last of a bucket may be short."""
-        if epoch in self._epoch_plans:
-            return self._epoch_plans[epoch]
-        rng = np.random.default_rng([self.config.seed, epoch])
-        steps = []
-        for bucket, rows in self._rows.items():
-            order, size = rng.permutation(len(rows)), self._rows_per_step(bucket)
-            steps += [(bucket, order[i : i + size]) for i in range(0, len(order), size)]
-        plan = [steps[i] for i in rng.permutation(len(steps))]
-        # Two epochs are kept: prefetching threads may still need the one before.
-        self._epoch_plans = {e: p for e, p in self._epoch_plans.items() if e == epoch - 1}
-        self._epoch_plans[epoch] = plan
-        return plan
 
     def batch(self, step: int, shards: Sequence[int] | None = None) -> TrainBatch:
         """The data of a step, counted from 0 through all epochs.
@@ -202,16 +163,12 @@ class TrainDataset:
         `shards` names the batch shards of this process (all by default): the batch then holds their
         rows and clips only, one shard after the other.
         """
-        bucket, members = self._step_plan(step)
+        bucket, members = self.epochs.step(step)
         epoch = step // self.steps_per_epoch
         rows = self.config.buckets[bucket]
         local = range(self.num_batch_shards) if shards is None else shards
         micro = [members[i * rows : (i + 1) * rows] for i in range(self.grad_accum_steps)]
         return stack_micro_batches([self._micro_batch(bucket, m, local, epoch) for m in micro])
-
-    def _step_plan(self, step: int) -> tuple[int, np.ndarray]:
-        epoch, index = divmod(step, self.steps_per_epoch)
-        return self._epoch(epoch)[index]
 
     def sources(self, step: int) -> list[str]:
         """Sources of a step's records, "file:line" each."""
@@ -219,14 +176,17 @@ class TrainDataset:
 
     def example_indices(self, step: int) -> list[int]:
         """Indices into `examples` of a step's records, in the order of its rows."""
-        bucket, rows = self._step_plan(step)
-        return [i for row in rows for i in self._rows[bucket][row]]
+        bucket, rows = self.epochs.step(step)
+        return [i for row in rows for i in self.epochs.rows[bucket].row(row)]
 
     def _micro_batch(
-        self, bucket: int, members: np.ndarray, shards: Sequence[int], epoch: int = 0
+        self, bucket: int, members: list[int], shards: Sequence[int], epoch: int = 0
     ) -> TrainBatch:
-        per_shard, width = self.config.buckets[bucket] // self.num_batch_shards, self._width[bucket]
-        shape = (self.num_completions * per_shard * len(shards), width)
+        per_shard, planned = (
+            self.config.buckets[bucket] // self.num_batch_shards,
+            self.epochs.rows[bucket],
+        )
+        shape = (self.num_completions * per_shard * len(shards), planned.width)
         has_reference = self.reference_log_probs is not None
         batch = TrainBatch(
             tokens=np.full(shape, self.processor.pad_id, np.int32),
@@ -244,7 +204,7 @@ class TrainDataset:
             first_row = i * self.num_completions * per_shard
             for row, member in enumerate(shard_members[shard], start=first_row):
                 start = 0
-                for index in self._rows[bucket][member]:
+                for index in planned.row(member):
                     loaded = self.load(index, epoch)
                     if loaded is None:
                         continue
@@ -255,9 +215,7 @@ class TrainDataset:
         if not bucket:
             return batch
         has_seeds = self.augmentation.config.changes_step
-        return with_audio(
-            batch, waveforms, self._clips[bucket], bucket, seeds if has_seeds else None
-        )
+        return with_audio(batch, waveforms, planned.num_clips, bucket, seeds if has_seeds else None)
 
     def poisoned_batch(self, step: int, shards: Sequence[int] | None = None) -> TrainBatch:
         """A batch of a step's shape without records, whose loss is NaN in every process.
@@ -265,35 +223,25 @@ class TrainDataset:
         A process that cannot read its part of a step joins in with this, so that the others do not
         wait for it and all stop together.
         """
-        bucket, _ = self._step_plan(step)
+        bucket, _ = self.epochs.step(step)
         local = range(self.num_batch_shards) if shards is None else shards
-        micro = [self._micro_batch(bucket, np.zeros(0, int), local)] * self.grad_accum_steps
+        micro = [self._micro_batch(bucket, [], local)] * self.grad_accum_steps
         batch = stack_micro_batches(micro)
         return batch._replace(loss_weights=np.full_like(batch.loss_weights, np.nan))
 
     def shape_steps(self) -> dict[int, int]:
         """For each bucket, a step of the first epoch that is of that bucket: one for every shape
         that batches have."""
-        return {bucket: step for step, (bucket, _) in reversed([*enumerate(self._epoch(0))])}
+        buckets = self.epochs.epoch(0).buckets
+        return {bucket: int(np.argmax(buckets == bucket)) for bucket in self.epochs.rows}
 
     def digests(self, epoch: int) -> dict[str, str]:
         """Digests of the records and of an epoch's plan: equal in processes that read the same."""
-        plan = [(bucket, members.tolist()) for bucket, members in self._epoch(epoch)]
         return {
             "the number of usable records": str(len(self.examples)),
-            "the digest of the records": self.records_digest,
-            f"the digest of epoch {epoch}'s batches": _digest(plan),
+            "the digest of the records": self.examples.digest,
+            f"the digest of epoch {epoch}'s batches": self.epochs.epoch(epoch).digest(),
         }
-
-    @functools.cached_property
-    def records_digest(self) -> str:
-        """A digest of all records, wherever their manifest is."""
-        return _digest(
-            [
-                (e.record.source.rpartition("/")[2], e.record.raw, e.num_samples, e.num_tokens)
-                for e in self.examples
-            ]
-        )
 
     def _fill(
         self,
@@ -325,7 +273,7 @@ class TrainDataset:
             change = functools.partial(augmentation, rng=rng, voice=self._voice)
         # A packed row has room for what was planned; another row for all of its width.
         packed = self.config.packed_length > 0
-        room = 0 if packed else self._width[example.bucket] - example.num_tokens
+        room = 0 if packed else self.epochs.rows[example.bucket].width - example.num_tokens
         try:
             loaded = load_example(example, self.config, self.processor, room, change)
         except InputError as error:
@@ -340,7 +288,7 @@ class TrainDataset:
     def _voice(self, rng: np.random.Generator) -> Float[np.ndarray, " _"]:
         """A clip of any record."""
         while True:
-            record = self.examples[rng.integers(len(self.examples))].record
+            record = self.examples[int(rng.integers(len(self.examples)))].record
             if record.prompt.audio:
                 return self.processor.load(
                     record.prompt.audio[:1], base=record.base, long_audio=self.config.long_audio
@@ -360,10 +308,6 @@ class TrainDataset:
         if state is not None:
             batches.set_state(state)
         return batches
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()[:16]
 
 
 class _Steps:

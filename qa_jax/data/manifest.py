@@ -77,7 +77,7 @@ def read_manifest(
     records = []
     for line in read_dataset(path):
         try:
-            records.append(_record(line, prompt))
+            records.append(parse_record(line, prompt))
         except InputError as error:
             if on_error is None:
                 raise
@@ -102,7 +102,8 @@ def _fields(line: Line) -> JsonDict:
     return line.raw
 
 
-def _record(line: Line, prompt: str) -> Record:
+def parse_record(line: Line, prompt: str = "") -> Record:
+    """A line's record; raises InputError if it is none. `prompt` as in `read_manifest`."""
     raw, source, base = _fields(line), line.source, line.base
     if prompt and "messages" not in raw:
         raw = {"prompt": prompt, **raw}
@@ -167,34 +168,6 @@ def _last_target_only(prompt: Prompt) -> Prompt:
     last = max(i for i, span in enumerate(prompt.spans) if span.is_target)
     spans = [Span(s.text, s.is_target and i == last) for i, s in enumerate(prompt.spans)]
     return Prompt(spans, prompt.audio)
-
-
-def read_mixture(
-    manifests: str | Mapping[str, float], on_error: OnError | None = None, prompt: str = ""
-) -> list[Record]:
-    """The records of an epoch.
-
-    Args:
-        manifests: one path, or {path: repeats}, how often an epoch holds the records of each, at
-            least once: with 2.5 it holds every record twice and every second one a third time.
-        on_error: see `read_manifest`.
-        prompt: likewise.
-    """
-    if isinstance(manifests, str):
-        return read_manifest(manifests, on_error, prompt)
-    mixed: list[Record] = []
-    for path, repeats in manifests.items():
-        if not repeats >= 1:
-            raise InputError(
-                f"data.train {path}", f"{repeats} repeats are under 1", "raise the others' instead"
-            )
-        records = read_manifest(path, on_error, prompt)
-        whole = int(repeats)
-        num_extra = round((repeats - whole) * len(records))
-        # Evenly spaced over the manifest, since neighbouring records are often similar.
-        extra = [records[i * len(records) // num_extra] for i in range(num_extra)]
-        mixed += records * whole + extra
-    return mixed
 
 
 def to_prompt(raw: object, source: str) -> Prompt:

@@ -135,7 +135,7 @@ def check_same_data(run: TrainingRun, epoch: int) -> None:
 
 def record_settings(run: TrainingRun, console: Console) -> None:
     """Writes the settings of a new run, or prints which ones have changed since it began."""
-    records = run.data.records_digest
+    records = run.data.examples.digest
     changed = agree(lambda: changed_settings(run.config, records))
     if is_main_process():
         for line in changed:

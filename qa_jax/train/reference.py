@@ -23,7 +23,7 @@ from rich.progress import track
 
 from qa_jax import checkpoint
 from qa_jax.data import TrainBatch, TrainDataset
-from qa_jax.data.loader import Example
+from qa_jax.data.examples import Example
 from qa_jax.errors import InputError
 from qa_jax.model import bind, param_specs
 from qa_jax.parallel import agree, is_main_process, local_batch_shards
@@ -121,7 +121,7 @@ def fingerprint(params: Params) -> str:
 def _record_key(example: Example) -> str:
     """A record's source, and a checksum of its content and its clips' lengths."""
     record = example.record
-    content = json.dumps([record.raw, example.num_samples, example.num_tokens])
+    content = json.dumps([record.raw, example.num_samples, example.num_tokens], default=str)
     return f"{record.source} {zlib.crc32(content.encode()):08x}"
 
 

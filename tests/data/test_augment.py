@@ -91,8 +91,9 @@ def test_batches_have_room_for_the_slowest(manifest: Path, processor: Processor)
 
 def test_a_clip_of_30_s_is_not_slowed() -> None:
     augmentation = Augmentation(AugmentConfig(speed=(0.5, 0.5)), seed=0)
-    assert augmentation.planned_samples(480_000) == 480_000
-    assert augmentation.planned_samples(300_000) == 480_000
+    lengths = np.array([480_000, 300_000, 400, 1_000])
+    planned = augmentation.planned_samples(lengths)
+    assert planned.tolist() == [480_000, 480_000, 801, 2_001]
     clip = np.full(300_000, 0.1, np.float32)
     assert augmentation(clip, augmentation.rng(0, 0), lambda rng: clip).size == 480_000
 

@@ -11,7 +11,6 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qa_jax.config import DataConfig
 from qa_jax.data import Processor
 from qa_jax.data.examples import measure
 from qa_jax.data.manifest import read_manifest
@@ -78,7 +77,7 @@ def test_mutated_records(
     path.write_text(json.dumps(row, ensure_ascii=rng.random() < 0.5), "utf-8", "surrogatepass")
     try:
         for record in read_manifest(path):
-            measure(record, DataConfig(), processor, len(record.completions()))
+            measure(record, processor, "error", len(record.completions()))
     except InputError as error:
         assert str(error).startswith(str(path)), error
         assert error.cause and "Traceback" not in error.cause

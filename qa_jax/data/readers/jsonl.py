@@ -22,8 +22,12 @@ def read_jsonl(path: PathLike) -> Iterator[Line]:
     base = parent(path)
     for i, line in enumerate(lines, start=1):
         if line.strip():
-            source = f"{path}:{i}"
-            yield Line(_parse(line, source), source, base)
+            yield parse_line(line, f"{path}:{i}", base)
+
+
+def parse_line(line: str, source: str, base: str) -> Line:
+    """A line of a manifest in the directory `base`."""
+    return Line(_parse(line, source), source, base)
 
 
 def _parse(line: str, source: str) -> JsonDict | InputError:
