@@ -12,14 +12,14 @@ BUCKETS = {0: 2, 104: 2, 204: 4}
 
 
 def make_dataset(
-    manifest: Path,
+    manifest: Path | dict[str, float],
     processor: Processor,
     num_batch_shards: int = 1,
     grad_accum_steps: int = 1,
     **settings: Any,
 ) -> TrainDataset:
     settings = {"buckets": BUCKETS, "max_tokens": 400, **settings}
-    config = DataConfig(train=str(manifest), **settings)
+    config = DataConfig(train=manifest if isinstance(manifest, dict) else str(manifest), **settings)
     return TrainDataset(
         config, processor, num_batch_shards=num_batch_shards, grad_accum_steps=grad_accum_steps
     )
