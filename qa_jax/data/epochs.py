@@ -95,7 +95,8 @@ class Epochs:
         width = -(-width // TOKEN_MULTIPLE) * TOKEN_MULTIPLE
         rows_per_shard = self._config.buckets[bucket] // self._num_batch_shards
         if self._config.packed_length:
-            order = np.random.default_rng([self._config.seed, bucket]).permutation(len(members))
+            rng = np.random.default_rng([self._config.seed, bucket])
+            order = rng.permutation(len(members)).astype(np.int32)
             clips = clips_per_row(sizes, width)
             packed, starts = pack(sizes[order], (width, clips))
             return BucketRows(members[order[packed]], starts, width, clips * rows_per_shard)

@@ -28,7 +28,7 @@ def pack(
     padded = np.zeros((num_groups * _GROUP, 2), np.int32)
     padded[: len(sizes)] = sizes
     rows = _first_fit(padded.reshape(num_groups, _GROUP, 2), min(len(sizes), _GROUP), capacity)
-    rows += np.concatenate([[0], np.cumsum(rows.max(axis=1) + 1)[:-1]])[:, None]
+    rows += np.concatenate([[0], np.cumsum(rows.max(axis=1) + 1)[:-1]]).astype(np.int32)[:, None]
     row_of = rows.reshape(-1)[: len(sizes)]
     members = np.argsort(row_of, kind="stable").astype(np.int32)
     counts = np.bincount(row_of)
@@ -40,9 +40,9 @@ def _first_fit(
 ) -> Int[np.ndarray, "groups records"]:
     """The row of each of the first records of each group, counted from 0 in its group."""
     groups = np.arange(len(sizes))
-    rows = np.zeros(sizes.shape[:2], np.int64)
+    rows = np.zeros(sizes.shape[:2], np.int32)
     free = np.zeros((len(sizes), _OPEN_ROWS, 2), np.int32)  # of the latest rows, a ring buffer
-    num_rows = np.zeros(len(sizes), np.int64)
+    num_rows = np.zeros(len(sizes), np.int32)
     for i in range(num_records):
         size = sizes[:, i]
         fits = (free[..., 0] >= size[:, :1]) & (free[..., 1] >= size[:, 1:])
