@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from orbax.checkpoint import v1 as ocp
@@ -49,6 +49,23 @@ def _chunk_by_layer(path: Sequence[object], value: Any) -> object | None:
     return _StorageOptions(chunk_byte_size=value.nbytes // value.shape[0], shard_axes=(0,))
 
 
+@runtime_checkable
+class _Saved(Protocol):
+    """What Orbax tells a policy about a checkpoint."""
+
+    step: int
+
+
+class _KeptStep(ocp.training.preservation_policies.PreservationPolicy):
+    """Preserves the step that a manager names at the time."""
+
+    def __init__(self, manager: CheckpointManager) -> None:
+        self._manager = manager
+
+    def should_preserve(self, checkpoints: Sequence[_Saved], *, context: object) -> list[bool]:
+        return [checkpoint.step == self._manager.kept_step for checkpoint in checkpoints]
+
+
 class CheckpointManager:
     """The steps of a checkpoint directory that this job writes; as a context manager, it waits for
     the save in progress however the context is left.
@@ -60,6 +77,9 @@ class CheckpointManager:
         directory: the checkpoint directory.
         max_to_keep: number of latest steps that are kept; None for all.
         keep_period: steps that are multiples of this are kept as well.
+
+    Attributes:
+        kept_step: a step that is kept as well.
     """
 
     def __init__(
@@ -67,6 +87,8 @@ class CheckpointManager:
     ) -> None:
         policies = ocp.training.preservation_policies
         preserve = [policies.LatestN(max_to_keep) if max_to_keep else policies.PreserveAll()]
+        preserve.append(_KeptStep(self))
+        self.kept_step: int | None = None
         if keep_period:
             preserve.append(policies.EveryNSteps(keep_period))
         directory = as_path(directory)

@@ -37,6 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     from qa_jax.config import load_run_config
     from qa_jax.parallel import initialize_distributed
     from qa_jax.train import Preempted, train
+    from qa_jax.train.best import BestStep
     from qa_jax.train.run import prepare
     from qa_jax.train.sharding import sharding_report
 
@@ -63,7 +64,11 @@ def run(arguments: argparse.Namespace) -> int:
         if isinstance(error, jax.errors.JaxRuntimeError):
             leave(f"error: lost another process, or the devices ({text})", RESTART)
         leave(f"error: process {jax.process_index()} failed ({text})", 1)
-    print(f"step {config.train.steps}: loss {metrics['loss']:.4f}, in {config.train.output_dir}")
+    output = config.train.output_dir
+    print(f"step {metrics['step']:.0f}: loss {metrics['loss']:.4f}, in {output}")
+    if config.train.best_metric:
+        best = BestStep.so_far(config.train, int(metrics["step"]))
+        print(f"{best}: {output}/checkpoints/{best.step}")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Literal
 
 
@@ -12,9 +13,12 @@ class DataConfig:
 
     Attributes:
         train: manifest of training records (JSONL), or another dataset that `qa_jax.data.readers`
-            reads; or several as {manifest: repeats}: how often an epoch holds the records of each,
-            at least once.
-        eval: manifest of held-out records; empty for none.
+            reads; or several as {manifest: repeats}: how often an epoch holds the records of each;
+            below 1, evenly spaced records of it, the same in every epoch.
+        temperature: above 1, an epoch holds the records of a smaller manifest more often: with T,
+            one of n records (largest / n) ** (1 - 1 / T) times as often.
+        eval: manifest of held-out records, whose loss is `eval_loss`; or several as {name:
+            manifest}, whose losses are `eval_NAME_loss`; empty for none.
         prompt: raw prompt of records in the short form that have none.
         tokenizer: directory of the tokenizer's files; empty if `train.init_from` brings its own.
         buckets: rows per step by clip length, {log-mel frames: rows}; a clip goes to the shortest
@@ -29,7 +33,8 @@ class DataConfig:
     """
 
     train: str | dict[str, float] = ""
-    eval: str = ""
+    temperature: float = 1.0
+    eval: str | dict[str, str] = ""
     prompt: str = ""
     tokenizer: str = ""
     buckets: dict[int, int] = field(default_factory=lambda: {0: 8, 504: 8, 1004: 8, 3000: 8})
@@ -39,3 +44,20 @@ class DataConfig:
     long_audio: Literal["error", "truncate"] = "error"
     seed: int = 0
     num_threads: int = 2
+
+    def source_names(self) -> list[str]:
+        """Short names of the manifests of a mixture, for metrics; none for a single manifest."""
+        if isinstance(self.train, str) or len(self.train) < 2:
+            return []
+        paths = [PurePosixPath(path).with_suffix("") for path in self.train]
+        for depth in range(1, max(len(path.parts) for path in paths) + 1):
+            names = ["/".join(path.parts[-depth:]) for path in paths]
+            if len(set(names)) == len(names):
+                return names
+        return [str(i) for i in range(len(paths))]
+
+    def eval_sets(self) -> dict[str, str]:
+        """Held-out manifests by the prefix of their metrics."""
+        if isinstance(self.eval, str):
+            return {"eval": self.eval} if self.eval else {}
+        return {f"eval_{name}": path for name, path in self.eval.items()}

@@ -28,6 +28,9 @@ class TrainConfig:
         log_every: steps between log lines, besides the last step.
         save_every: steps between checkpoints, besides the last step; 0 for the last step only.
         eval_every: steps between evaluations, besides the last step; 0 for the last step only.
+        best_metric: metric of the evaluations, such as `eval_loss`, whose best step is kept as
+            well; empty for none.
+        patience: evaluations without a better `best_metric` after which the run ends; 0 for never.
         max_to_keep: number of latest checkpoints kept.
         keep_period: checkpoints whose step is a multiple of this are kept as well; 0 for none.
         max_skipped_steps: steps with a loss or gradients that are not finite whose update is left
@@ -50,6 +53,8 @@ class TrainConfig:
     log_every: int = 10
     save_every: int = 500
     eval_every: int = 0
+    best_metric: str = ""
+    patience: int = 0
     max_to_keep: int = 3
     keep_period: int = 0
     max_skipped_steps: int = 0

@@ -24,6 +24,7 @@ class TrainBatch(NamedTuple):
         waveform: audio at 16 kHz, or log-mels computed elsewhere; None in the bucket without audio.
         num_frames: valid log-mel frames, or None.
         reference_log_probs: precomputed log-probability of each row's completion, or None.
+        source_ids: which of a mixture's manifests each token is from, -1 at padding; or None.
         augment_seeds: keys of the clips' augmentation in the step, or None for none.
 
     With several completions per record, B is that many times the bucket's rows: each batch shard
@@ -36,6 +37,7 @@ class TrainBatch(NamedTuple):
     waveform: Float[AnyArray, "*accum A samples"] | Float[AnyArray, "*accum A F M"] | None
     num_frames: Int[AnyArray, "*accum A"] | None
     reference_log_probs: Float[AnyArray, "*accum B"] | None = None
+    source_ids: Int[AnyArray, "*accum B T"] | None = None
     augment_seeds: UInt32[AnyArray, "*accum A 2"] | None = None
 
 

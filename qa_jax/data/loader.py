@@ -25,7 +25,7 @@ from qa_jax.data.examples import LoadedExample, Measured, load_example, measure
 from qa_jax.data.index import has_index, open_index
 from qa_jax.data.manifest import Record, read_manifest
 from qa_jax.data.processor import Processor
-from qa_jax.data.tables import Examples, MemoryTable, Table, check_repeats
+from qa_jax.data.tables import Examples, MemoryTable, Table, all_repeats
 from qa_jax.errors import InputError
 from qa_jax.typing import Float
 
@@ -82,6 +82,7 @@ class TrainDataset:
         self._check_buckets()
         self.bad_records: dict[str, str] = {}
         self._lock = threading.Lock()
+        self._num_sources = len(config.source_names())
         try:
             self.examples = Examples(
                 self._read_tables(), config, self.augmentation.planned_samples, self._on_error
@@ -96,8 +97,9 @@ class TrainDataset:
     def _read_tables(self) -> list[tuple[Table, float]]:
         train = self.config.train
         manifests = {train: 1.0} if isinstance(train, str) else train
-        check_repeats(manifests)
-        return [(self._read_table(path), repeats) for path, repeats in manifests.items()]
+        tables = [self._read_table(path) for path in manifests]
+        repeats = all_repeats(manifests, tables, self.config.temperature)
+        return list(zip(tables, repeats, strict=True))
 
     def _read_table(self, path: str) -> Table:
         """A manifest's index, or all of its records measured now."""
@@ -195,6 +197,7 @@ class TrainDataset:
             waveform=None,
             num_frames=None,
             reference_log_probs=np.zeros(shape[0], np.float32) if has_reference else None,
+            source_ids=np.full(shape, -1, np.int8) if self._num_sources > 1 else None,
         )
         starts = range(0, self.num_batch_shards * per_shard, per_shard)
         shard_members = [members[i : i + per_shard] for i in starts]
@@ -260,6 +263,8 @@ class TrainDataset:
             num_targets = np.count_nonzero(weights)
             batch.loss_weights[r, columns] = weights
             batch.loss_weights[r, columns] *= float(num_targets) ** self.length_exponent
+            if batch.source_ids is not None:
+                batch.source_ids[r, columns] = self.examples.source_of(index)
             if batch.reference_log_probs is not None and self.reference_log_probs is not None:
                 batch.reference_log_probs[r] = self.reference_log_probs[index, completion]
 

@@ -116,7 +116,7 @@ class Examples(Sequence[Example]):
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]
         if not 0 <= index < len(self):
             raise IndexError(index)
-        table = self.tables[int(np.searchsorted(self._ends, index, side="right"))]
+        table = self.tables[self.source_of(index)]
         row = int(self._rows[index])
         samples = self._planned_samples(table.samples_of(row))
         return Example(
@@ -125,6 +125,10 @@ class Examples(Sequence[Example]):
             int(self.num_tokens[index]),
             int(self.buckets[index]),
         )
+
+    def source_of(self, index: int) -> int:
+        """The table that an example is from."""
+        return int(np.searchsorted(self._ends, index, side="right"))
 
     @functools.cached_property
     def digest(self) -> str:
@@ -145,13 +149,23 @@ def digest_of(value: object) -> str:
     return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()[:16]
 
 
-def check_repeats(manifests: Mapping[str, float]) -> None:
-    """Raises InputError for a manifest that an epoch would not hold whole."""
+def all_repeats(
+    manifests: Mapping[str, float], tables: Sequence[Table], temperature: float
+) -> list[float]:
+    """How often an epoch holds the records of each manifest, with `data.temperature`.
+
+    Raises InputError for a number of repeats, or a temperature, that means nothing.
+    """
+    if not temperature >= 1:
+        raise InputError("data.temperature", f"is {temperature}", "give 1 for none, or more")
     for path, repeats in manifests.items():
-        if not repeats >= 1:
-            raise InputError(
-                f"data.train {path}", f"{repeats} repeats are under 1", "raise the others' instead"
-            )
+        if not 0 < repeats < np.inf:
+            raise InputError(f"data.train {path}", f"{repeats} repeats", "give a number above 0")
+    largest = max(map(len, tables))
+    return [
+        repeats * (largest / max(len(table), 1)) ** (1 - 1 / temperature)
+        for repeats, table in zip(manifests.values(), tables, strict=True)
+    ]
 
 
 def _repeated(rows: Int[np.ndarray, " rows"], repeats: float) -> Int[np.ndarray, " examples"]:

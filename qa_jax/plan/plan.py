@@ -56,14 +56,16 @@ def lower_step(config: RunConfig, mesh: Mesh, shapes: Shapes) -> jax.stages.Lowe
     has_log_probs = objective.reference == "precomputed"
     with jax.set_mesh(mesh):
         jitted = jit_train_step(step, state, config.train.xla_flags)
-        return jitted.lower(
-            state,
-            _abstract_batch(shapes, mesh, has_log_probs, config.augment.changes_step),
-            ref_params,
+        has_sources = bool(config.data.source_names()) and objective.num_completions == 1
+        batch = _abstract_batch(
+            shapes, mesh, has_log_probs, config.augment.changes_step, has_sources
         )
+        return jitted.lower(state, batch, ref_params)
 
 
-def _abstract_batch(shapes: Shapes, mesh: Mesh, has_log_probs: bool, has_seeds: bool) -> TrainBatch:
+def _abstract_batch(
+    shapes: Shapes, mesh: Mesh, has_log_probs: bool, has_seeds: bool, has_sources: bool
+) -> TrainBatch:
     sharding = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
 
     def array(dtype: DType, *shape: int) -> jax.ShapeDtypeStruct:
@@ -78,6 +80,7 @@ def _abstract_batch(shapes: Shapes, mesh: Mesh, has_log_probs: bool, has_seeds: 
         waveform=array(jnp.float32, *clips) if shapes.num_clips else None,
         num_frames=array(jnp.int32, shapes.num_clips) if shapes.num_clips else None,
         reference_log_probs=array(jnp.float32, shapes.num_rows) if has_log_probs else None,
+        source_ids=array(jnp.int8, *row) if has_sources else None,
         augment_seeds=array(jnp.uint32, shapes.num_clips, 2)
         if has_seeds and shapes.num_clips
         else None,

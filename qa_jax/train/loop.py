@@ -32,6 +32,7 @@ from qa_jax.parallel import (
     reached_preemption,
 )
 from qa_jax.paths import as_path, is_remote, upload
+from qa_jax.train.best import BestStep
 from qa_jax.train.metrics import read_metrics
 from qa_jax.train.objectives import LossOutput
 from qa_jax.train.programs import Program, compile_all
@@ -81,22 +82,23 @@ def train(config: RunConfig, console: Console | None = None) -> dict[str, float]
         # Created last: the iterator prefetches, and batches contain the reference's values.
         local_shards = local_batch_shards(run.mesh)
         batches = run.data.iterate(local_shards, data_state)
+        # Before processes meet, after which the first one writes the metrics file.
+        best = BestStep.so_far(config.train, int(state.step))
+        checkpoints.kept_step = best.step
         train_step, eval_step = compile_steps(run, state, ref_params, console)
         unlogged: Unlogged | None = None
         logged: dict[str, float] = {}
         preempted = profiling = False
         with closing(Report(console, run, int(state.step))) as report:
-            for step in range(int(state.step) + 1, config.train.steps + 1):
-                started = time.perf_counter()
-                batch, error = next_batch(run, batches, step, local_shards)
-                data_wait = time.perf_counter() - started
+            first = config.train.steps + 1 if best.is_exhausted else int(state.step) + 1
+            for step in range(first, config.train.steps + 1):
+                batch, data_wait, error = next_batch(run, batches, step, local_shards)
                 device_batch = shard_batch(batch, run.mesh)
                 profiling = profile(config.train, step, profiling, state)
                 with jax.transfer_guard("disallow"):
                     state, metrics = train_step(state, device_batch, ref_params)
                 # While the devices run this step, the one before is logged.
-                if unlogged is not None:
-                    logged = log_step(run, report, unlogged) or logged
+                logged = log_step(run, report, unlogged) or logged
                 unlogged = Unlogged(step, metrics, data_wait, error)
                 report.count_batch(batch, len(local_shards))
                 is_last = step == config.train.steps
@@ -107,16 +109,18 @@ def train(config: RunConfig, console: Console | None = None) -> dict[str, float]
                     logged = log_step(run, report, unlogged) or logged
                     unlogged = None
                 if evaluates:
-                    report.log_eval(step, evaluate(run, eval_step, state, ref_params))
-                if saves:
+                    values = evaluate(run, eval_step, state, ref_params)
+                    report.log_eval(step, values)
+                    if best.update(step, values):
+                        checkpoints.kept_step, saves = step, True
+                if saves or best.is_exhausted:
                     save(run, checkpoints, state, batches, step)
                     report.upload()
-                if preempted:
+                if preempted or best.is_exhausted:
                     break
                 if _every(step, run.data.steps_per_epoch):
                     check_same_data(run, step // run.data.steps_per_epoch)
-            if unlogged is not None:
-                logged = log_step(run, report, unlogged) or logged
+            logged = log_step(run, report, unlogged) or logged
             profile(config.train, -1, profiling, state)
     if preempted:
         raise Preempted(f"stopped at step {int(state.step)} and saved; the same command resumes")
@@ -161,10 +165,8 @@ def compile_steps(
     local_shards, jobs = local_batch_shards(run.mesh), []
     for program, data, values in (
         (programs[0], run.data, state),
-        (programs[1], run.eval_data, eval_params(state)),
+        *((programs[1], data, eval_params(state)) for data in run.eval_data.values()),
     ):
-        if data is None:
-            continue
         for step in data.shape_steps().values():
             batch = shard_batch(data.poisoned_batch(step, local_shards), run.mesh)
             jobs.append((program, values, batch, ref_params))
@@ -176,23 +178,27 @@ def compile_steps(
 
 def next_batch(
     run: TrainingRun, batches: BatchIterator, step: int, local_shards: list[int]
-) -> tuple[TrainBatch, InputError | None]:
-    """The next batch; or, if this process cannot read its part, one of NaN and the error.
+) -> tuple[TrainBatch, float, InputError | None]:
+    """The next batch, and how many seconds it was waited for; or, if this process cannot read its
+    part, one of NaN, and the error.
 
     The loss of that step is NaN in all processes, which then stop together: see `log_step`.
     """
+    started = time.perf_counter()
     try:
-        return next(batches), None
+        return next(batches), time.perf_counter() - started, None
     except InputError as error:
-        return run.data.poisoned_batch(step - 1, local_shards), error
+        return run.data.poisoned_batch(step - 1, local_shards), 0.0, error
 
 
-def log_step(run: TrainingRun, report: Report, done: Unlogged) -> dict[str, float]:
-    """Logs a finished step if it is due, and returns its metrics.
+def log_step(run: TrainingRun, report: Report, done: Unlogged | None) -> dict[str, float]:
+    """Logs a finished step if there is one and it is due, and returns its metrics.
 
     Raises InputError if it is not finite, in all processes: naming what one of them could not read,
     or else the records.
     """
+    if done is None:
+        return {}
     step, metrics, data_wait, error = done
     report.step(step, data_wait)
     train = run.config.train
@@ -200,8 +206,8 @@ def log_step(run: TrainingRun, report: Report, done: Unlogged) -> dict[str, floa
     if is_finite and not _every(step, train.log_every) and step != train.steps:
         return {}
     values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-    if is_finite:
-        return report.log(step, values)
+    if is_finite:  # a mean of nothing is NaN, and is left out
+        return report.log(step, {k: v for k, v in values.items() if not math.isnan(v)})
     raise_together(error)
     sources = run.data.sources(step - 1)
     more = f" and {len(sources) - 8} more" if len(sources) > 8 else ""
@@ -225,18 +231,20 @@ def log_step(run: TrainingRun, report: Report, done: Unlogged) -> dict[str, floa
 def evaluate(
     run: TrainingRun, eval_step: Program, state: TrainState, ref_params: Params | None
 ) -> dict[str, float]:
-    """The held-out loss and metrics."""
-    data, local_shards = run.eval_data, local_batch_shards(run.mesh)
-    assert data is not None
-    total: LossOutput | None = None
-    params = eval_params(state)
-    for i in range(data.steps_per_epoch):
-        batch = shard_batch(agree(lambda i=i: data.batch(i, local_shards)), run.mesh)  # type: ignore[misc]
-        out = jax.device_get(eval_step(params, batch, ref_params))
-        total = out if total is None else jax.tree.map(np.add, total, out)
-    assert total is not None
-    means = {f"eval_{name}": float(x) / max(float(n), 1) for name, (x, n) in total.means.items()}
-    return {"eval_loss": float(total.loss / total.weight), **means}
+    """The loss and metrics of the held-out records, by `PREFIX_NAME`."""
+    local_shards, params = local_batch_shards(run.mesh), eval_params(state)
+    values: dict[str, float] = {}
+    for prefix, data in run.eval_data.items():
+        total: LossOutput | None = None
+        for i in range(data.steps_per_epoch):
+            local = agree(lambda i=i, data=data: data.batch(i, local_shards))  # type: ignore[misc]
+            out = jax.device_get(eval_step(params, shard_batch(local, run.mesh), ref_params))
+            total = out if total is None else jax.tree.map(np.add, total, out)
+        assert total is not None
+        values[f"{prefix}_loss"] = float(total.loss / total.weight)
+        for name, (x, n) in total.means.items():
+            values[f"{prefix}_{name}"] = float(x) / max(float(n), 1)
+    return values
 
 
 def profile(config: TrainConfig, step: int, is_running: bool, state: TrainState) -> bool:

@@ -64,7 +64,7 @@ def attach_reference_log_probs(run: TrainingRun, params: Params, console: Consol
         InputError: if the run has begun and the file is missing, or lacks a record.
     """
     path = as_path(run.config.train.output_dir) / FILE
-    datasets = [data for data in (run.data, run.eval_data) if data is not None]
+    datasets = [run.data, *run.eval_data.values()]
     has_begun = bool(checkpoint.all_steps(run.config.train.output_dir))
     rows = _read(path)
     if has_begun and not rows:

@@ -106,7 +106,7 @@ class Report:
         self._print_line(step, shown, sparkline(self.losses))
         values = values | speeds
         self._writer.write(step, values)
-        return values
+        return {"step": step, **values}
 
     def log_eval(self, step: int, values: dict[str, float]) -> None:
         """Prints and writes the metrics of an evaluation."""

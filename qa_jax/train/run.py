@@ -42,7 +42,7 @@ class TrainingRun(NamedTuple):
         objective: what is minimised.
         processor: makes batches.
         data: the training records.
-        eval_data: held-out records, or None.
+        eval_data: held-out records, by the prefix of their metrics.
         mesh: the device mesh.
         optimizer: of the trainable parameters.
         trainable_mask: a tree of bools.
@@ -55,7 +55,7 @@ class TrainingRun(NamedTuple):
     objective: Objective
     processor: Processor
     data: TrainDataset
-    eval_data: TrainDataset | None
+    eval_data: dict[str, TrainDataset]
     mesh: Mesh
     optimizer: optax.GradientTransformation
     trainable_mask: Params
@@ -163,6 +163,10 @@ def check_config(config: RunConfig) -> None:
         )
     if not 0 <= config.train.ema_decay < 1:
         raise InputError("train.ema_decay", f"{config.train.ema_decay} is not in [0, 1)")
+    if config.train.best_metric and not config.data.eval:
+        raise InputError("train.best_metric", "nothing is evaluated", "name data.eval")
+    if config.train.patience and not config.train.best_metric:
+        raise InputError("train.patience", "needs a metric", "name train.best_metric")
     objective_class(config.train.objective).check_config(config)
 
 
@@ -205,7 +209,7 @@ def check_output_dir(config: RunConfig, model_config: ModelConfig, models: Polic
 
 def make_datasets(
     config: RunConfig, processor: Processor, objective: Objective
-) -> tuple[TrainDataset, TrainDataset | None]:
+) -> tuple[TrainDataset, dict[str, TrainDataset]]:
     """Training and held-out records."""
     shards, num_completions = objective.num_batch_shards, objective.num_completions
     data = TrainDataset(
@@ -217,12 +221,15 @@ def make_datasets(
         num_completions=num_completions,
         augment=config.augment,
     )
-    if not config.data.eval:
-        return data, None
-    eval_config = dataclasses.replace(config.data, train=config.data.eval)
-    eval_data = TrainDataset(
-        eval_config, processor, num_batch_shards=shards, num_completions=num_completions
-    )
+    eval_data = {
+        name: TrainDataset(
+            dataclasses.replace(config.data, train=path),
+            processor,
+            num_batch_shards=shards,
+            num_completions=num_completions,
+        )
+        for name, path in config.data.eval_sets().items()
+    }
     return data, eval_data
 
 

@@ -153,8 +153,46 @@ def test_mixtures(manifest: Path, processor: Processor, tmp_path: Path) -> None:
     seen = collections.Counter(e.record.source for e in loader.examples)
     assert seen[f"{manifest}:1"] == 1
     assert [seen[f"{other}:{i}"] for i in range(1, 5)] == [3, 2, 3, 2]
-    with pytest.raises(InputError, match=r"0\.5 repeats are under 1"):
-        TrainDataset(dataclasses.replace(config, train={str(other): 0.5}), processor)
+    half = TrainDataset(dataclasses.replace(config, train={str(other): 0.5}), processor)
+    assert [e.record.source for e in half.examples] == [f"{other}:1", f"{other}:3"]
+    with pytest.raises(InputError, match=r"other\.jsonl: 0 repeats; give a number above 0"):
+        TrainDataset(dataclasses.replace(config, train={str(other): 0}), processor)
+
+
+def test_temperature(manifest: Path, processor: Processor, tmp_path: Path) -> None:
+    """Four records beside twelve: with T = 2 as often as the root of 12 / 4."""
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(json.dumps({"text": f"number {i}"}) + "\n" for i in range(4)))
+    train = {str(manifest): 1.0, str(other): 1.0}
+    for temperature, expected in ((1.0, 4), (2.0, round(4 * 3**0.5)), (1e9, 12)):
+        config = DataConfig(train=train, buckets=BUCKETS, temperature=temperature)
+        found = [e.record.source for e in TrainDataset(config, processor).examples]
+        assert sum(source.startswith(f"{other}:") for source in found) == expected
+        assert len(found) == 12 + expected
+    with pytest.raises(InputError, match=r"data\.temperature: is 0\.5"):
+        TrainDataset(DataConfig(train=train, buckets=BUCKETS, temperature=0.5), processor)
+
+
+def test_sources_of_a_mixture(manifest: Path, processor: Processor, tmp_path: Path) -> None:
+    """Every token of a record is marked by its manifest, also in packed rows."""
+    other = tmp_path / "deeper" / "manifest.jsonl"
+    other.parent.mkdir()
+    other.write_text("".join(json.dumps({"text": f"number {i}"}) + "\n" for i in range(4)))
+    config = DataConfig(train={str(manifest): 1, str(other): 2}, buckets={204: 4})
+    assert config.source_names() == [f"{tmp_path.name}/manifest", "deeper/manifest"]
+    counts = []
+    for packed_length in (0, 300):
+        loader = TrainDataset(dataclasses.replace(config, packed_length=packed_length), processor)
+        found = collections.Counter()
+        for step in range(loader.steps_per_epoch):
+            batch = loader.batch(step)
+            assert batch.source_ids is not None
+            np.testing.assert_array_equal(batch.source_ids == -1, batch.segment_ids == 0)
+            found.update(batch.source_ids.ravel().tolist())
+        counts.append({0: found[0], 1: found[1]})
+    numbers = sum(e.num_tokens for e in loader.examples if "number" in str(e.record.raw))
+    assert counts[0] == counts[1] and counts[0][1] == numbers
+    assert DataConfig(train=str(manifest)).source_names() == []
 
 
 def test_max_bad_records(audio_files: Path, processor: Processor) -> None:

@@ -150,7 +150,7 @@ def test_it_is_for_training_alone(
     settings["augment"] = SETTINGS
     run = prepare(config(settings))
     assert run.eval_data is not None
-    held_out = run.eval_data.augmentation.config
+    held_out = run.eval_data["eval"].augmentation.config
     assert not held_out.reads_differently and not held_out.changes_step
     settings["train"]["steps"] = 1
     settings["optimizer"]["warmup_steps"] = 0

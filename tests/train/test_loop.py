@@ -83,10 +83,10 @@ def nan_at(*steps: int) -> Callable[..., Any]:
     original = loop.next_batch
 
     def next_batch(run: Any, batches: Any, step: int, local_shards: list[int]) -> Any:
-        batch, error = original(run, batches, step, local_shards)
+        batch, *rest = original(run, batches, step, local_shards)
         if step in steps:
             batch = batch._replace(waveform=np.full_like(batch.waveform, np.nan))
-        return batch, error
+        return batch, *rest
 
     return next_batch
 

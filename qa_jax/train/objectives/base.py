@@ -37,8 +37,8 @@ class LossOutput(NamedTuple):
     totals: dict[str, Array]
 
     def metrics(self) -> dict[str, Float[Array, ""]]:
-        """Averaged means, and the totals, by name."""
-        return {k: x / jnp.maximum(n, 1) for k, (x, n) in self.means.items()} | self.totals
+        """Averaged means, NaN for those of nothing, and the totals, by name."""
+        return {k: jnp.divide(x, n) for k, (x, n) in self.means.items()} | self.totals
 
 
 class Objective(ABC):
