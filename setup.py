@@ -52,6 +52,7 @@ setup(
     ],
     extras_require={
         "microphone": ["sounddevice>=0.5"],
+        "beam": ["apache-beam>=2.60"],
         "datasets": ["datasets>=3.6"],
         "demo": demo,
         "parity": parity,

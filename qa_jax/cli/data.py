@@ -21,11 +21,25 @@ def add_parser(commands: common.Subparsers) -> None:
     check.add_argument("--tokenizer", help="directory of a tokenizer or checkpoint: counts tokens")
     check.add_argument("--max-tokens", type=int, default=2048)
     check.set_defaults(run=run_check)
-    shard = jobs.add_parser("shard", help="copy a manifest's clips into ArrayRecord shards")
-    shard.add_argument("manifest")
+    shard = jobs.add_parser(
+        "shard",
+        help="copy a dataset's clips into ArrayRecord shards",
+        description="Decodes and checks all clips, on all cores, and copies them into shards; run "
+        "again, it goes on where it was stopped. With flags of an Apache Beam pipeline, such as "
+        "--runner=DataflowRunner --project=P, that pipeline makes the shards.",
+        allow_abbrev=False,
+    )
+    shard.add_argument("dataset")
     shard.add_argument("directory", help="the new directory")
-    shard.add_argument("--shard-size", default="1GB", help="approximate size of a shard")
-    shard.set_defaults(run=run_shard)
+    shard.add_argument("--records-per-shard", type=int, default=4096)
+    shard.add_argument(
+        "--format",
+        choices=("flac", "keep"),
+        default="flac",
+        help="of clips: FLAC at 16 kHz, or their files' own bytes",
+    )
+    shard.add_argument("--processes", type=int, help="default: all cores")
+    shard.set_defaults(run=run_shard, takes_settings=True)
     index = jobs.add_parser(
         "index", help="measure a manifest once, so that training starts without opening its clips"
     )
@@ -90,15 +104,26 @@ def run_index(arguments: argparse.Namespace) -> int:
     return 2 if summary.errors else 0
 
 
-def run_shard(arguments: argparse.Namespace) -> None:
-    from convert_weights.shards import parse_size
-
+def run_shard(arguments: argparse.Namespace) -> int:
     from qa_jax.data.shard import shard
 
-    shard_bytes = parse_size(arguments.shard_size)
     with progress_bar("sharding") as progress:
-        clips, shards = shard(arguments.manifest, arguments.directory, shard_bytes, progress)
-    print(f"{clips:,} clips in {shards:,} shards; train with {arguments.directory}/manifest.jsonl")
+        summary = shard(
+            arguments.dataset,
+            arguments.directory,
+            records_per_shard=arguments.records_per_shard,
+            audio_format=arguments.format,
+            num_processes=arguments.processes,
+            beam_options=arguments.overrides or None,
+            progress=progress,
+        )
+    for error in summary.errors:
+        print(error)
+    print(
+        f"{summary.num_clips:,} clips in {summary.num_shards:,} shards, {len(summary.errors):,} "
+        f"records left out; train with {arguments.directory}/manifest.jsonl"
+    )
+    return 2 if summary.errors else 0
 
 
 def run_preview(arguments: argparse.Namespace) -> None:

@@ -43,7 +43,7 @@ def test_samples(audio_files: Path, processor: Processor, tmp_path: Path) -> Non
     (clip,) = records[0].prompt.audio
     assert str(clip) == f"{tmp_path}/shards/000.tar/dir/0000.wav"
     assert clip_num_samples(clip) == load_audio(audio_files / "0.wav").size
-    assert shard(shards, tmp_path / "packed") == (4, 1)
+    assert shard(shards, tmp_path / "packed", audio_format="keep")[:2] == (4, 1)
     check_same_batches(str(tmp_path / "packed" / "manifest.jsonl"), ours, processor)
 
 
