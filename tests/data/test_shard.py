@@ -119,8 +119,9 @@ def test_killed_and_run_again(audio_files: Path, tmp_path: Path) -> None:
                 time.sleep(rng.uniform(0, 0.05))
                 break
             time.sleep(0.01)
-        os.killpg(started.pid, signal.SIGKILL)
-        started.wait()
+        if started.poll() is None:
+            os.killpg(started.pid, signal.SIGKILL)
+            started.wait()
     subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
     killed = {k: v for k, v in contents(tmp_path / "killed").items() if not k.endswith(".partial")}
     assert killed == contents(tmp_path / "one")

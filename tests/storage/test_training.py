@@ -22,8 +22,10 @@ import soundfile
 from qa_jax import checkpoint, load
 from qa_jax.checkpoint import load_adapter
 from qa_jax.checkpoint.directory import copy_tokenizer_files
-from qa_jax.config import ModelConfig
+from qa_jax.config import DataConfig, ModelConfig
+from qa_jax.data import Processor, Tokenizer, TrainDataset, load_tokenizer
 from qa_jax.data.audio import clip_num_samples, load_audio
+from qa_jax.data.index_builder import build_index
 from qa_jax.data.manifest import read_manifest
 from qa_jax.data.shard import shard
 from qa_jax.errors import InputError
@@ -236,3 +238,36 @@ def test_paths() -> None:
     with pytest.raises(FileNotFoundError):
         read_bytes("none")
     assert read_metrics("none/metrics.jsonl") == []
+
+
+def test_sharding_in_object_storage(
+    storage: type[Emulator], settings: dict, audio_files: Path, tmp_path: Path
+) -> None:
+    """From a bucket into a bucket, with faults: the objects are the files of local shards."""
+    for i in range(3):
+        shutil.copy(audio_files / f"{i}.wav", tmp_path / f"{i}.wav")
+    rows = [{"audio": f"{i % 3}.wav", "text": f"number {i}"} for i in range(9)]
+    rows[4]["audio"] = "absent.wav"
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    remote = put(storage, tmp_path, "data")
+    storage.fail_every = 40  # each fault is some waiting
+    found = shard(f"{remote}/m.jsonl", "gs://test/packed", records_per_shard=4, num_processes=1)
+    assert found.num_clips == 8 and "absent.wav: no such file" in found.errors[0]
+    shard(tmp_path / "m.jsonl", tmp_path / "packed", records_per_shard=4, num_processes=1)
+    for name in ("clips-00001.array_record", "manifest.jsonl"):
+        local = (tmp_path / "packed" / name).read_bytes()
+        assert storage.objects[f"packed/{name}"][0] == local
+    (record, *_) = read_manifest("gs://test/packed/manifest.jsonl")
+    assert load_audio(record.prompt.audio[0], base=record.base).size
+    build_index(tmp_path / "packed" / "manifest.jsonl", Processor(load_tokenizer_of(settings)))
+    index = tmp_path / "packed" / "manifest.jsonl.index"
+    put(storage, index, f"packed/{index.name}")
+    config = DataConfig(train="gs://test/packed/manifest.jsonl", buckets={204: 2})
+    data = TrainDataset(config, Processor(load_tokenizer_of(settings)))
+    assert len(data.examples) == 8 and data.batch(0).waveform is not None
+
+
+def load_tokenizer_of(settings: dict) -> Tokenizer:
+    tokenizer = load_tokenizer(settings["data"]["tokenizer"])
+    assert tokenizer is not None
+    return tokenizer
