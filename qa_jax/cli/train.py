@@ -35,6 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     import jax
 
     from qa_jax.config import load_run_config
+    from qa_jax.evaluate import answer_scorer
     from qa_jax.parallel import initialize_distributed
     from qa_jax.train import Preempted, train
     from qa_jax.train.best import BestStep
@@ -48,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         print("\n".join(sharding_report(prepared.models.policy, prepared.mesh)))
         return 0
     try:
-        metrics = train(config)
+        metrics = train(config, score=answer_scorer(config))
     except Preempted as preempted:
         print(preempted)
         return RESTART

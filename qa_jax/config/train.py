@@ -28,6 +28,9 @@ class TrainConfig:
         log_every: steps between log lines, besides the last step.
         save_every: steps between checkpoints, besides the last step; 0 for the last step only.
         eval_every: steps between evaluations, besides the last step; 0 for the last step only.
+        eval_max_new_tokens: with more than 0, evaluations also generate answers of so many tokens,
+            greedily, and tell `eval_word_error_rate` and `eval_exact_match`; for one process, and
+            not with LoRA.
         best_metric: metric of the evaluations, such as `eval_loss`, whose best step is kept as
             well; empty for none.
         patience: evaluations without a better `best_metric` after which the run ends; 0 for never.
@@ -53,6 +56,7 @@ class TrainConfig:
     log_every: int = 10
     save_every: int = 500
     eval_every: int = 0
+    eval_max_new_tokens: int = 0
     best_metric: str = ""
     patience: int = 0
     max_to_keep: int = 3

@@ -14,7 +14,7 @@ class BestStep:
     """The best of the evaluations so far, a function of the metrics file alone.
 
     Args:
-        metric: `train.best_metric`; more is better if "accuracy" is in its name, and else less.
+        metric: `train.best_metric`; more is better for accuracies and exact matches, else less.
         patience: `train.patience`.
 
     Attributes:
@@ -56,7 +56,8 @@ class BestStep:
                 suggest(self.metric, values),
             )
         value, is_first = values[self.metric], self.step is None
-        is_better = value > self.value if "accuracy" in self.metric else value < self.value
+        more_is_better = self.metric.endswith(("accuracy", "exact_match"))
+        is_better = value > self.value if more_is_better else value < self.value
         if is_first or is_better:
             self.step, self.value, self.num_worse = step, value, 0
             return True

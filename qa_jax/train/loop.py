@@ -8,7 +8,7 @@ import signal
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -66,11 +66,17 @@ class Unlogged(NamedTuple):
     error: InputError | None
 
 
-def train(config: RunConfig, console: Console | None = None) -> dict[str, float]:
+Score = Callable[[TrainingRun, Params], dict[str, float]]
+"""More metrics of an evaluation, such as `qa_jax.evaluate.AnswerScorer`'s."""
+
+
+def train(
+    config: RunConfig, console: Console | None = None, score: Score | None = None
+) -> dict[str, float]:
     """Trains to `train.steps`, resuming if possible, and returns the last step's metrics.
 
     SIGTERM to any of its processes, or SIGINT, saves the current step and raises Preempted. However
-    the run ends, it waits for the save in progress.
+    the run ends, it waits for the save in progress. `score` adds metrics to evaluations.
     """
     console = console or Console()
     run = agree(lambda: prepare(config))
@@ -79,8 +85,8 @@ def train(config: RunConfig, console: Console | None = None) -> dict[str, float]
         record_settings(run, console)
         state, data_state = agree(lambda: restore_or_initialize(run, checkpoints))
         ref_params = load_reference(run, state.params, console)
-        # Created last: the iterator prefetches, and batches contain the reference's values.
         local_shards = local_batch_shards(run.mesh)
+        # Created last: the iterator prefetches, and batches contain the reference's values.
         batches = run.data.iterate(local_shards, data_state)
         # Before processes meet, after which the first one writes the metrics file.
         best = BestStep.so_far(config.train, int(state.step))
@@ -97,8 +103,7 @@ def train(config: RunConfig, console: Console | None = None) -> dict[str, float]
                 profiling = profile(config.train, step, profiling, state)
                 with jax.transfer_guard("disallow"):
                     state, metrics = train_step(state, device_batch, ref_params)
-                # While the devices run this step, the one before is logged.
-                logged = log_step(run, report, unlogged) or logged
+                logged = log_step(run, report, unlogged) or logged  # while devices run this step
                 unlogged = Unlogged(step, metrics, data_wait, error)
                 report.count_batch(batch, len(local_shards))
                 is_last = step == config.train.steps
@@ -109,7 +114,7 @@ def train(config: RunConfig, console: Console | None = None) -> dict[str, float]
                     logged = log_step(run, report, unlogged) or logged
                     unlogged = None
                 if evaluates:
-                    values = evaluate(run, eval_step, state, ref_params)
+                    values = evaluate(run, eval_step, state, ref_params, score)
                     report.log_eval(step, values)
                     if best.update(step, values):
                         checkpoints.kept_step, saves = step, True
@@ -229,11 +234,15 @@ def log_step(run: TrainingRun, report: Report, done: Unlogged | None) -> dict[st
 
 
 def evaluate(
-    run: TrainingRun, eval_step: Program, state: TrainState, ref_params: Params | None
+    run: TrainingRun,
+    eval_step: Program,
+    state: TrainState,
+    ref_params: Params | None,
+    score: Score | None = None,
 ) -> dict[str, float]:
     """The loss and metrics of the held-out records, by `PREFIX_NAME`."""
     local_shards, params = local_batch_shards(run.mesh), eval_params(state)
-    values: dict[str, float] = {}
+    values = {} if score is None else score(run, params)
     for prefix, data in run.eval_data.items():
         total: LossOutput | None = None
         for i in range(data.steps_per_epoch):

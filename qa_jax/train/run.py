@@ -165,6 +165,13 @@ def check_config(config: RunConfig) -> None:
         raise InputError("train.ema_decay", f"{config.train.ema_decay} is not in [0, 1)")
     if config.train.best_metric and not config.data.eval:
         raise InputError("train.best_metric", "nothing is evaluated", "name data.eval")
+    is_other = bool(config.lora.target_modules) or config.train.objective != "sft"
+    if config.train.eval_max_new_tokens and (is_other or jax.process_count() > 1):
+        raise InputError(
+            "train.eval_max_new_tokens",
+            "needs one process, no LoRA, and train.objective sft",
+            "set it to 0, and run qa-jax evaluate on the checkpoint",
+        )
     if config.train.patience and not config.train.best_metric:
         raise InputError("train.patience", "needs a metric", "name train.best_metric")
     objective_class(config.train.objective).check_config(config)

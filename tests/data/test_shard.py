@@ -34,6 +34,9 @@ def test_sharded_manifest_gives_the_same_batches(
     packed_dir = tmp_path / "packed"
     summary = shard(manifest, packed_dir, records_per_shard=5, audio_format="keep", num_processes=1)
     assert summary == (10, 3, [])
+    times = {path: path.stat().st_mtime_ns for path in packed_dir.glob("clips-*")}
+    again = shard(manifest, packed_dir, records_per_shard=5, audio_format="keep")
+    assert again == summary and all(p.stat().st_mtime_ns == t for p, t in times.items())
     plain, packed = (make_dataset(m, processor) for m in (manifest, packed_dir / "manifest.jsonl"))
     for step in range(plain.steps_per_epoch):
         for x, y in zip(plain.batch(step), packed.batch(step), strict=True):

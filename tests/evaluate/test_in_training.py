@@ -1,0 +1,57 @@
+"""Generated metrics during training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import pytest
+import yaml
+
+import qa_jax
+from qa_jax.cli import main
+from qa_jax.errors import InputError
+from qa_jax.evaluate import evaluate
+from qa_jax.train.metrics import read_metrics
+from qa_jax.train.run import prepare
+from tests.runs import config
+
+
+def answerable(manifest: Path, path: Path) -> Path:
+    """The records that have a prompt."""
+    lines = manifest.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if not line.startswith('{"text"')))
+    return path
+
+
+@pytest.mark.parametrize("fsdp", [1, pytest.param(2, marks=pytest.mark.eight_devices)])
+def test_they_are_those_of_the_checkpoint(
+    settings: dict, manifest: Path, tmp_path: Path, fsdp: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each evaluation, with an engine that is made once."""
+    devices = jax.devices()[:fsdp]
+    monkeypatch.setattr(jax, "devices", lambda *_: devices)
+    settings["data"]["eval"] = str(answerable(manifest, tmp_path / "eval.jsonl"))
+    settings["mesh"]["fsdp"] = fsdp
+    settings["train"] |= {"steps": 30, "eval_every": 15, "save_every": 15, "log_every": 30}
+    settings["train"] |= {"eval_max_new_tokens": 8, "best_metric": "eval_exact_match"}
+    settings["optimizer"]["peak_lr"] = 1e-2
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(settings))
+    assert main(["train", "--config", str(recipe)]) == 0
+    output = settings["train"]["output_dir"]
+    rows = [row for row in read_metrics(Path(output) / "metrics.jsonl") if "eval_loss" in row]
+    assert [row["step"] for row in rows] == [15, 30]
+    for row in rows:
+        model = qa_jax.load(output, step=int(row["step"]))
+        scores = evaluate(model, settings["data"]["eval"], max_new_tokens=8)
+        assert row["eval_word_error_rate"] == scores.word_error_rate
+        assert row["eval_exact_match"] == scores.exact_match
+    assert rows[0]["eval_word_error_rate"] != rows[1]["eval_word_error_rate"]
+
+
+def test_where_they_cannot_be(settings: dict, tiny_checkpoint: Path) -> None:
+    settings["data"]["eval"] = settings["data"]["train"]
+    lora = ["--lora.target_modules=[projector]", f"--train.init_from={tiny_checkpoint}"]
+    with pytest.raises(InputError, match=r"eval_max_new_tokens: needs one process, no LoRA"):
+        prepare(config(settings, "--train.eval_max_new_tokens=8", *lora))
