@@ -12,7 +12,7 @@ import numpy as np
 
 from qa_jax.config import HOP_LENGTH, MAX_FRAMES, SAMPLE_RATE, num_audio_tokens, num_frames
 from qa_jax.data.audio_shards import is_in_shard, read_shard_clip, shard_num_samples
-from qa_jax.data.stored import Segment, StoredClip, split_segment
+from qa_jax.data.stored import WHOLE, Segment, StoredClip, split_segment
 from qa_jax.data.urls import fetch, is_url
 from qa_jax.errors import InputError
 from qa_jax.paths import PathLike, is_remote, join, read_bytes
@@ -115,7 +115,7 @@ def clip_file(clip: AudioSource, base: PathLike = "") -> bytes:
     import soundfile
 
     name, file, segment = _find(clip, base)
-    if segment == Segment():
+    if segment == WHOLE:
         return file.getvalue() if isinstance(file, io.BytesIO) else read_bytes(file)
     samples, rate = _decode(file, name, segment)
     flac = io.BytesIO()
@@ -126,7 +126,7 @@ def clip_file(clip: AudioSource, base: PathLike = "") -> bytes:
 def _find(clip: str | Path | StoredClip, base: PathLike) -> tuple[str, str | io.BytesIO, Segment]:
     """A clip's name, its file, and the part of it that is meant."""
     if isinstance(clip, StoredClip):
-        return str(clip), io.BytesIO(clip.read()), Segment()
+        return str(clip), io.BytesIO(clip.read()), WHOLE
     path, segment = split_segment(str(clip))
     return join(base, str(clip)), _open(join(base, path)), segment
 
@@ -145,7 +145,7 @@ def _open(path: str) -> str | io.BytesIO:
 def _decode(
     file: str | io.BytesIO,
     name: str,
-    segment: Segment = Segment(),  # noqa: B008
+    segment: Segment = WHOLE,
 ) -> tuple[np.ndarray, int]:
     """Samples of a file's part, (channels, n), and their rate."""
     import soundfile
@@ -153,7 +153,7 @@ def _decode(
     try:
         with soundfile.SoundFile(file) as opened:
             rate, count = opened.samplerate, -1
-            if segment != Segment():
+            if segment != WHOLE:
                 first, stop = _frames(segment, opened.frames, rate, name)
                 opened.seek(first)
                 count = stop - first

@@ -43,7 +43,7 @@ COLUMNS = {
     "num_samples": np.int32,  # of each clip: as many entries as there are clips
 }
 META, ERRORS = "meta.json", "errors.jsonl"
-_REMEDY = "run again: qa-jax data index"
+_REMEDY = "run again: qa-jax data index MANIFEST, or delete the index"
 Columns = dict[str, np.ndarray]
 
 

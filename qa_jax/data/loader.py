@@ -29,6 +29,8 @@ from qa_jax.data.tables import Examples, MemoryTable, Table, all_repeats
 from qa_jax.errors import InputError
 from qa_jax.typing import Float
 
+_NO_AUGMENTATION = AugmentConfig()
+
 
 @runtime_checkable
 class BatchIterator(Protocol):
@@ -72,7 +74,7 @@ class TrainDataset:
         length_exponent: float = 0.0,
         num_batch_shards: int = 1,
         num_completions: int = 1,
-        augment: AugmentConfig = AugmentConfig(),  # noqa: B008
+        augment: AugmentConfig = _NO_AUGMENTATION,
     ) -> None:
         self.config, self.processor = config, processor
         self.augmentation = Augmentation(augment, config.seed)

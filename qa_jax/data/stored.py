@@ -20,6 +20,9 @@ class Segment(NamedTuple):
     end: float | None = None
 
 
+WHOLE = Segment()
+
+
 class StoredClip(ABC):
     """An audio file inside a dataset's file; `str` of it is its name in messages."""
 
@@ -41,7 +44,7 @@ def split_segment(name: str) -> tuple[str, Segment]:
     """The file of a name, and the part of it that is meant."""
     match = _SEGMENT.fullmatch(name)
     if match is None:
-        return name, Segment()
+        return name, WHOLE
     return match["file"], Segment(
         float(match["start"]), float(match["end"]) if match["end"] else None
     )
