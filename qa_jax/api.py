@@ -220,13 +220,7 @@ def load(
     config, params = load_weights(
         directory, mesh, jnp.dtype(placement.param_dtype), step, adapter=adapter, weights=weights
     )
-    config = dataclasses.replace(
-        config,
-        dtype=placement.compute_dtype,
-        remat="none",
-        attention_impl="auto",
-        unroll_layers=False,  # unrolled, XLA copies the whole cache in every layer
-    )
+    config = for_inference(dataclasses.replace(config, dtype=placement.compute_dtype))
     tokenizer = load_tokenizer(directory)
     processor = None if tokenizer is None else Processor(tokenizer, long_audio, audio_hosts)
     sampling = _default_sampling(directory, config, tokenizer)
@@ -243,6 +237,16 @@ def _default_sampling(
     path = directory / "generation_config.json"
     fields = from_generation_config(read_json(path)) if path.exists() else {}
     if "stop_ids" not in fields:
-        ends = () if tokenizer is None else (tokenizer.id_of(IM_END), tokenizer.id_of(END_OF_TEXT))
-        fields["stop_ids"] = ends or config.eos_token_ids
+        fields["stop_ids"] = config.eos_token_ids if tokenizer is None else end_ids(tokenizer)
     return SamplingConfig(**fields)
+
+
+def for_inference(config: ModelConfig) -> ModelConfig:
+    """A model's configuration without what is for training alone."""
+    # Unrolled, XLA copies the whole cache in every layer.
+    return dataclasses.replace(config, remat="none", attention_impl="auto", unroll_layers=False)
+
+
+def end_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Ids that end an answer: of a turn, and of a text."""
+    return tokenizer.id_of(IM_END), tokenizer.id_of(END_OF_TEXT)

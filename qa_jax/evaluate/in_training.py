@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from qa_jax.api import LoadedModel
+from qa_jax.api import LoadedModel, end_ids, for_inference
 from qa_jax.config import RunConfig, SamplingConfig
 from qa_jax.evaluate.evaluate import evaluate
 from qa_jax.generate import Engine
@@ -31,15 +31,17 @@ class AnswerScorer:
 
     def __call__(self, run: TrainingRun, params: Params) -> dict[str, float]:
         """Word error rate and exact match of each held-out set, as metrics of an evaluation."""
+        config = for_inference(run.model_config)
         if self._engine is None:
             capacity = min(
                 run.config.data.max_tokens + self._max_new_tokens,
-                run.model_config.text.max_position_embeddings,
+                config.text.max_position_embeddings,
             )
-            self._engine = Engine(run.model_config, params, run.mesh, capacity=capacity)
+            self._engine = Engine(config, params, run.mesh, capacity=capacity)
         self._engine.params = params
         self._engine.forget()
-        model = LoadedModel(run.model_config, params, run.processor, SamplingConfig(), self._engine)
+        ends = SamplingConfig(stop_ids=end_ids(run.processor.tokenizer))
+        model = LoadedModel(config, params, run.processor, ends, self._engine)
         values = {}
         for prefix, manifest in run.config.data.eval_sets().items():
             with jax.set_mesh(None):  # the engine sets its own

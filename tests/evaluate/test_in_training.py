@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import jax
@@ -11,7 +12,8 @@ import yaml
 import qa_jax
 from qa_jax.cli import main
 from qa_jax.errors import InputError
-from qa_jax.evaluate import evaluate
+from qa_jax.evaluate import answer_scorer, evaluate
+from qa_jax.train import train
 from qa_jax.train.metrics import read_metrics
 from qa_jax.train.run import prepare
 from tests.runs import config
@@ -47,7 +49,25 @@ def test_they_are_those_of_the_checkpoint(
         scores = evaluate(model, settings["data"]["eval"], max_new_tokens=8)
         assert row["eval_word_error_rate"] == scores.word_error_rate
         assert row["eval_exact_match"] == scores.exact_match
+        assert model.default_sampling.stop_ids
     assert rows[0]["eval_word_error_rate"] != rows[1]["eval_word_error_rate"]
+
+
+def test_answers_end_where_the_model_ends_them(
+    settings: dict, tmp_path: Path, one_device: None
+) -> None:
+    """One record, learned by heart: its answer is right, though more tokens would be allowed."""
+    record = {"prompt": "what is three plus four", "text": "seven"}
+    manifest = tmp_path / "one.jsonl"
+    manifest.write_text((json.dumps(record) + "\n") * 4)
+    settings["data"] |= {"train": str(manifest), "eval": str(manifest), "buckets": {0: 4}}
+    settings["train"] |= {"steps": 60, "eval_max_new_tokens": 8}
+    settings["optimizer"]["peak_lr"] = 2e-2
+    run = config(settings)
+    train(run, score=answer_scorer(run))
+    rows = read_metrics(Path(settings["train"]["output_dir"]) / "metrics.jsonl")
+    (row,) = [row for row in rows if "eval_loss" in row]
+    assert row["eval_exact_match"] == 1 and row["eval_word_error_rate"] == 0
 
 
 def test_where_they_cannot_be(settings: dict, tiny_checkpoint: Path) -> None:
