@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from qa_jax.cli import common
+from qa_jax.errors import InputError
 from qa_jax.terminal import progress_bar
 
 
@@ -27,6 +28,8 @@ def run(arguments: argparse.Namespace) -> None:
     from qa_jax.evaluate import evaluate, evaluate_pairs
 
     manifest, batch_size = arguments.manifest, arguments.batch_size
+    if not arguments.output and "://" in manifest:
+        raise InputError("--output", f"is needed for {manifest}", "name a local file")
     output = arguments.output or str(Path(manifest).with_suffix(".predictions.jsonl"))
     has_pairs = contains_pairs(manifest)
     model = common.load_model(arguments, batch_size)
