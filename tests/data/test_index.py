@@ -70,8 +70,8 @@ def test_what_has_changed_is_named(
         make_dataset(manifest, processor)
 
 
-def test_unusable_records(audio_files: Path, processor: Processor) -> None:
-    path = audio_files / "bad.jsonl"
+def test_unusable_records(processor: Processor, tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
     rows = ['{"text": "fine"}'] * 3 + ['{"audio": "absent.wav", "text": "x"}', "{"]
     path.write_text("\n".join(rows) + "\n")
     summary = build_index(path, processor)
