@@ -79,14 +79,15 @@ def read_bytes(path: PathLike) -> bytes:
     return _filesystem(scheme_of(path)).cat_file(os.fspath(path))
 
 
-def write_whole(path: AnyPath, text: str) -> None:
-    """Writes a small file so that it is never seen half: renamed when it is complete, as an object
+def write_whole(path: AnyPath, content: str | bytes) -> None:
+    """Writes a file so that it is never seen half: renamed when it is complete, as an object
     in storage, which cannot be renamed, appears by itself."""
+    data = content.encode() if isinstance(content, str) else content
     if is_remote(path):
-        path.write_text(text)
+        path.write_bytes(data)
         return
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
+    partial.write_bytes(data)
     partial.replace(path)
 
 

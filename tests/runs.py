@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
+from qa_jax import checkpoint
 from qa_jax.config import RunConfig, parse
-from qa_jax.train import loop
+from qa_jax.train import loop, train
 from qa_jax.train.metrics import read_metrics
 
 
@@ -67,3 +69,22 @@ class stopping_after:
 
     def __exit__(self, *_: object) -> None:
         loop.next_batch = self.original
+
+
+def check_resume(settings: dict, tmp_path: Path, stop: int) -> None:
+    """A run stopped after a step and resumed has the losses and parameters, bit for bit, of an
+    uninterrupted one; its directory is the settings'."""
+    straight = config(at(settings, tmp_path / "straight"))
+    train(straight)
+    full = config(settings)
+    # The schedule looks at train.steps, so the first part is stopped rather than made shorter.
+    with stopping_after(stop), pytest.raises(Exception, match="stopped at step"):
+        train(full)
+    assert checkpoint.find_step(full.train.output_dir) == stop
+    train(full)
+    assert losses(full.train.output_dir) == losses(tmp_path / "straight")
+    again, expected = (
+        checkpoint.load_params(d, checkpoint.read_config(d))
+        for d in (full.train.output_dir, tmp_path / "straight")
+    )
+    jax.tree.map(np.testing.assert_array_equal, again, expected)

@@ -16,17 +16,24 @@ import numpy as np
 from qa_jax.config import JsonDict, read_json
 from qa_jax.data.audio_shards import is_in_shard
 from qa_jax.data.examples import measure
-from qa_jax.data.index import COLUMNS, ERRORS, META, index_path, index_settings, line_hash
+from qa_jax.data.index import (
+    COLUMNS,
+    ERRORS,
+    META,
+    Columns,
+    index_path,
+    index_settings,
+    line_hash,
+)
 from qa_jax.data.manifest import Record, parse_record
 from qa_jax.data.processor import Processor
 from qa_jax.data.readers.jsonl import parse_line
 from qa_jax.data.stored import split_segment
 from qa_jax.errors import InputError
-from qa_jax.paths import is_remote, join, parent
+from qa_jax.paths import is_remote, join, parent, write_whole
 
 _CHUNK_LINES = 20_000
 _PARTS = "parts"
-Columns = dict[str, np.ndarray]
 
 
 class IndexSummary(NamedTuple):
@@ -211,7 +218,7 @@ class _Builder:
             "unusable": len(errors),
             "digest": digest.hexdigest()[:16],
         }
-        (self.directory / META).write_text(json.dumps(meta, indent=1) + "\n")
+        write_whole(self.directory / META, json.dumps(meta, indent=1) + "\n")
         shutil.rmtree(self.directory / _PARTS)
         texts = [
             str(InputError(source, cause, remedy).within(f"{self.manifest}:{number}"))

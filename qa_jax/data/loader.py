@@ -273,9 +273,10 @@ class TrainDataset:
     def load(self, index: int, epoch: int = 0) -> LoadedExample | None:
         """Reads an example as an epoch hears it; None if it cannot be used and may be skipped."""
         example, augmentation = self.examples[index], self.augmentation
-        rng = augmentation.rng(epoch, index)
-        seeds = augmentation.seeds(rng, len(example.num_samples))
-        change = None
+        seeds, change = [], None
+        if augmentation.config.reads_differently or augmentation.config.changes_step:
+            rng = augmentation.rng(epoch, index)
+            seeds = [*augmentation.seeds(rng, len(example.num_samples))]
         if augmentation.config.reads_differently:
             change = functools.partial(augmentation, rng=rng, voice=self._voice)
         # A packed row has room for what was planned; another row for all of its width.
@@ -290,7 +291,7 @@ class TrainDataset:
             if is_new:
                 warnings.warn(f"skipped: {self.bad_records[source]}", stacklevel=2)
             return None
-        return loaded._replace(seeds=[*seeds])
+        return loaded._replace(seeds=seeds)
 
     def _voice(self, rng: np.random.Generator) -> Float[np.ndarray, " _"]:
         """A clip of any record."""

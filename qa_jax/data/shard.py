@@ -29,7 +29,7 @@ from qa_jax.data.manifest import parse_record
 from qa_jax.data.readers import Line, read_dataset
 from qa_jax.data.stored import StoredClip
 from qa_jax.errors import InputError
-from qa_jax.paths import as_path, is_remote, join, write_whole
+from qa_jax.paths import as_path, is_remote, write_whole
 
 AudioFormat = Literal["flac", "keep"]
 _SETTINGS, _ERRORS, _MANIFEST = "shards.json", "errors.jsonl", "manifest.jsonl"
@@ -190,20 +190,10 @@ def write_part(part: Part, directory: str, audio_format: AudioFormat) -> None:
                 num_clips += 1
             rows.append(_renamed(record.raw, names))
         writer.close()
-        _put(local, join(directory, shard_name))
-    output = as_path(directory)
+        output = as_path(directory)
+        write_whole(output / shard_name, local.read_bytes())
     write_whole(output / errors_name, "".join(json.dumps(e) + "\n" for e in errors))
     write_whole(output / manifest_name, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _put(local: Path, path: str) -> None:
-    """Copies a file to where it is never seen half."""
-    if is_remote(path):
-        as_path(path).write_bytes(local.read_bytes())
-        return
-    partial = Path(f"{path}.partial")
-    partial.write_bytes(local.read_bytes())
-    partial.replace(path)
 
 
 def _encode(clip: Any, base: str, audio_format: AudioFormat) -> tuple[bytes, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import jax
@@ -10,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qa_jax import checkpoint
 from qa_jax.config import SAMPLE_RATE, AugmentConfig
 from qa_jax.errors import InputError
 from qa_jax.train import augment, train
@@ -20,7 +18,7 @@ from qa_jax.train.run import make_run_step, prepare
 from qa_jax.train.sharding import shard_batch
 from qa_jax.train.state import initial_state
 from qa_jax.train.step import jit_train_step
-from tests.runs import config, dpo_config, losses, stopping_after
+from tests.runs import check_resume, config, dpo_config
 
 FRAMES = np.array([150, 90, 0], np.int32)
 SETTINGS = {
@@ -124,19 +122,7 @@ def test_a_clip_is_alone() -> None:
 @pytest.mark.usefixtures("one_device")
 def test_resume_is_bit_exact(settings: dict, tmp_path: Path) -> None:
     settings["augment"] = SETTINGS
-    straight = json.loads(json.dumps(settings))
-    straight["train"]["output_dir"] = str(tmp_path / "straight")
-    train(config(straight))
-    stopped = config(settings)
-    with stopping_after(4), pytest.raises(Exception, match="stopped at step"):
-        train(stopped)
-    train(stopped)
-    assert losses(stopped.train.output_dir) == losses(tmp_path / "straight")
-    again, expected = (
-        checkpoint.load_params(d, checkpoint.read_config(d))
-        for d in (stopped.train.output_dir, tmp_path / "straight")
-    )
-    jax.tree.map(np.testing.assert_array_equal, again, expected)
+    check_resume(settings, tmp_path, 4)
     settings["augment"] = {**SETTINGS, "speed": [0.8, 1.1]}
     with pytest.raises(InputError, match=r"augment\.speed: is \[0\.8, 1\.1\]"):
         train(config(settings, "--train.steps=9"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ from qa_jax.train import loop, train
 from qa_jax.train.metrics import read_metrics
 from qa_jax.train.programs import Program
 from qa_jax.train.run import prepare
-from tests.runs import config, losses, stopping_after
+from tests.runs import check_resume, config, losses
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -38,21 +37,7 @@ def test_training_learns_and_saves_checkpoints(settings: dict) -> None:
 
 def test_resume_is_bit_exact(settings: dict, tmp_path: Path) -> None:
     """A stopped and resumed run has the losses and parameters of an uninterrupted one."""
-    straight = json.loads(json.dumps(settings))
-    straight["train"]["output_dir"] = str(tmp_path / "straight")
-    train(config(straight))
-    full = config(settings)
-    # The schedule looks at train.steps, so the first part is stopped rather than made shorter.
-    with stopping_after(4), pytest.raises(Exception, match="stopped at step"):
-        train(full)
-    assert checkpoint.find_step(full.train.output_dir) == 4
-    train(full)
-    assert losses(full.train.output_dir) == losses(tmp_path / "straight")
-    again, expected = (
-        checkpoint.load_params(d, checkpoint.read_config(d))
-        for d in (full.train.output_dir, tmp_path / "straight")
-    )
-    jax.tree.map(np.testing.assert_array_equal, again, expected)
+    check_resume(settings, tmp_path, 4)
 
 
 def test_evaluation_during_training(settings: dict) -> None:

@@ -5,15 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
-import pytest
 
-from qa_jax import checkpoint
 from qa_jax.config import DataConfig
 from qa_jax.data import Processor, TrainDataset
-from qa_jax.train import train
-from tests.runs import config, losses, stopping_after
+from tests.runs import check_resume, losses
 
 TEXTS = ("seven", "the light in the kitchen", "a man", "three plus four")
 PROMPT = "what is three"
@@ -47,16 +43,6 @@ def check_same_batches(dataset: str, ours: Path, processor: Processor) -> None:
 def check_training(dataset: str, settings: dict, tmp_path: Path) -> None:
     """Five steps, and the same five stopped after the third and resumed: equal bit for bit."""
     settings["data"] |= {"train": dataset, "prompt": PROMPT, "buckets": {204: 2}}
-    settings["train"] |= {"steps": 5, "output_dir": str(tmp_path / "straight")}
-    train(config(settings))
-    settings["train"]["output_dir"] = str(tmp_path / "resumed")
-    with stopping_after(3), pytest.raises(Exception, match="stopped at step"):
-        train(config(settings))
-    train(config(settings))
-    assert losses(tmp_path / "resumed") == losses(tmp_path / "straight")
-    assert len(losses(tmp_path / "resumed")) == 5
-    again, expected = (
-        checkpoint.load_params(d, checkpoint.read_config(d))
-        for d in (tmp_path / "resumed", tmp_path / "straight")
-    )
-    jax.tree.map(np.testing.assert_array_equal, again, expected)
+    settings["train"]["steps"] = 5
+    check_resume(settings, tmp_path, 3)
+    assert len(losses(settings["train"]["output_dir"])) == 5
