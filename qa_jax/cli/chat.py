@@ -17,19 +17,16 @@ def add_parser(commands: common.Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from qa_jax.generate.chat import Chat, chat_loop
+    from qa_jax.generate.warm_up import background_warm_up
     from qa_jax.paths import cache_home
 
     settings = common.sampling_settings(arguments)
     model = common.load_model(arguments, num_slots=1)
     model.require_processor()
-    warm_up = model.engine.warm_up_in_background()
     chat = Chat(
         lambda messages: model.chat(messages, stream=True, **settings),
         lambda path: common.load_clip(arguments, path),
         arguments.system,
     )
-    try:
+    with background_warm_up(model.engine):
         chat_loop(chat, cache_home() / "history")
-    finally:
-        model.engine.stop_warm_up()
-        warm_up.join()

@@ -75,7 +75,7 @@ class Engine:
         )
         self.num_slots = -(-num_slots // self._unit) * self._unit
         self.audio_cache = AudioCache(self._encode, config, max_audio_bytes, self._unit)
-        self._lock, self._stopped = threading.RLock(), threading.Event()
+        self._lock = threading.RLock()
         self._state: Slots | None = None
         self._step_seconds = self._decoded = 0.0
         with self._on_mesh():
@@ -150,11 +150,15 @@ class Engine:
 
     def submit(self, request: Request) -> Answer:
         """Puts a request in the queue; `step` fills its answer. Raises InputError as `check`."""
-        self.check(request)
         answer = Answer(request)
+        self.enqueue(answer)
+        return answer
+
+    def enqueue(self, answer: Answer) -> None:
+        """`submit` for an answer that the caller has made."""
+        self.check(answer.request)
         with self._lock:
             self._scheduler.waiting.append(answer)
-        return answer
 
     def cancel(self, answer: Answer) -> None:
         """Ends an answer where it is."""
@@ -166,6 +170,15 @@ class Engine:
         with self._lock:
             self._scheduler.forget()
             self.audio_cache.clear()
+
+    def reset(self) -> None:
+        """After `step` has raised an error: cancels all answers, and makes new slots, since the
+        program that failed may have taken the old ones."""
+        with self._lock:
+            for answer in self._scheduler.unfinished():
+                self._scheduler.cancel(answer)
+            self._state = None
+        self.forget()
 
     def num_running(self) -> int:
         """Answers in slots."""
@@ -195,31 +208,11 @@ class Engine:
 
     def warm_up(self) -> None:
         """Compiles all programs that requests can need, in the order in which a user meets them."""
-        for compile_one in self._compilations():
+        for compile_one in self.compilations():
             compile_one()
 
-    def warm_up_in_background(self) -> threading.Thread:
-        """`warm_up` in a thread that waits while there are requests; `stop_warm_up`, or the end of
-        the program, ends it after the program that it is compiling."""
-        self._stopped.clear()
-
-        def work() -> None:
-            for compile_one in self._compilations():
-                while self.num_running() or self.num_waiting():
-                    time.sleep(0.05)
-                if self._stopped.is_set() or not threading.main_thread().is_alive():
-                    return
-                compile_one()
-
-        thread = threading.Thread(target=work, name="warm-up")
-        thread.start()
-        return thread
-
-    def stop_warm_up(self) -> None:
-        """Ends `warm_up_in_background`."""
-        self._stopped.set()
-
-    def _compilations(self) -> Iterator[Callable[[], object]]:
+    def compilations(self) -> Iterator[Callable[[], object]]:
+        """Functions that compile a program each; all are `warm_up`."""
         programs, n = self.programs, self.num_slots
         state = self._abstract_state()
         active, scalars = np.zeros(n, bool), (np.int32(0), np.bool_(False))

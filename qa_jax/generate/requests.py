@@ -129,7 +129,8 @@ class Answer:
         finish_reason: "stop" for a stop id, which is the last token, or a stop text; "length";
             "cancelled"; or None while it is not finished.
         num_cached_tokens: prompt tokens whose keys and values were there already.
-        submitted, first_token, finished: times in seconds, of `time.perf_counter`.
+        submitted, started, first_token, finished: times in seconds, of `time.perf_counter`; it
+            starts when it gets a slot.
     """
 
     def __init__(self, request: Request) -> None:
@@ -139,7 +140,7 @@ class Answer:
         self.finish_reason: FinishReason | None = None
         self.num_cached_tokens = 0
         self.submitted = time.perf_counter()
-        self.first_token = self.finished = 0.0
+        self.started = self.first_token = self.finished = 0.0
         self._stream: TextStream | None = None
         if request.decode is not None:
             self._stream = TextStream(request.decode, request.sampling.stop)
@@ -155,6 +156,11 @@ class Answer:
         assert self.request.sampling.seed is not None
         return self.request.sampling.seed
 
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop text that ended it."""
+        return None if self._stream is None else self._stream.stopped_by
+
     def add(self, info: TokenInfo) -> None:
         """Adds a token, which may be the last."""
         settings = self.request.sampling
@@ -162,7 +168,7 @@ class Answer:
         self.generated.append(info)
         if self._stream is not None:
             self.text += self._stream.push(info.token)
-        if info.token in settings.stop_ids or (self._stream and self._stream.is_stopped):
+        if info.token in settings.stop_ids or self.stopped_by is not None:
             self.finish("stop")
         elif len(self.generated) >= settings.max_new_tokens:
             self.finish("length")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -61,6 +62,10 @@ class Scheduler:
         self._buckets, self._copy = buckets, copy
         self._clock = 0
 
+    def unfinished(self) -> list[Answer]:
+        """Answers in slots and in the queue."""
+        return [s.answer for s in self.slots if s.answer is not None] + list(self.waiting)
+
     def cancel(self, answer: Answer) -> None:
         """Ends an answer where it is, and frees its slot or its place in the queue."""
         if answer.finish_reason is not None:
@@ -103,7 +108,7 @@ class Scheduler:
                 self._copy(source, slot, start)
             slot.answer, slot.content = answer, request.content[:start]
             slot.chunks = self._buckets.plan(start, request.tokens.size)[1]
-            answer.num_cached_tokens = start
+            answer.num_cached_tokens, answer.started = start, time.perf_counter()
 
     def _choose(self, request: Request, free: list[Slot]) -> tuple[Slot, Slot | None, int]:
         """A slot, a slot to copy the beginning from, and how many entries are there already."""

@@ -18,7 +18,7 @@ class TextStream:
         stop: texts that end the answer; neither they nor what follows belongs to it.
 
     Attributes:
-        is_stopped: whether one of them came.
+        stopped_by: the one that came, or None.
     """
 
     def __init__(self, decode: Decode, stop: Sequence[str] = ()) -> None:
@@ -28,12 +28,12 @@ class TextStream:
         # that does not grow. `_first` lags, since a token's text depends on the one before.
         self._first = self._read = 0
         self._held = ""
-        self.is_stopped = False
+        self.stopped_by: str | None = None
 
     def push(self, token: int) -> str:
         """Text that is certain after one more token; empty while a character is incomplete or a
         stop text may have begun."""
-        if self.is_stopped:
+        if self.stopped_by is not None:
             return ""
         self._ids.append(token)
         before = self._decode(self._ids[self._first : self._read])
@@ -45,21 +45,22 @@ class TextStream:
 
     def finish(self) -> str:
         """What was held back at the end of the answer."""
-        if self.is_stopped:
+        if self.stopped_by is not None:
             return ""
         before = self._decode(self._ids[self._first : self._read])
         text = self._release(self._decode(self._ids[self._first :])[len(before) :])
         self._first = self._read = len(self._ids)
         held, self._held = self._held, ""
-        return text if self.is_stopped else text + held
+        return text if self.stopped_by is not None else text + held
 
     def _release(self, text: str) -> str:
         """Held and new text up to a stop text, or to where one may have begun."""
         text = self._held + text
-        found = [at for at in (text.find(s) for s in self._stop) if at >= 0]
+        found = [(at, s) for at, s in ((text.find(s), s) for s in self._stop) if at >= 0]
         if found:
-            self.is_stopped, self._held = True, ""
-            return text[: min(found)]
+            at, self.stopped_by = min(found)
+            self._held = ""
+            return text[:at]
         most = max((len(s) for s in self._stop), default=1) - 1
         keep = next(
             (

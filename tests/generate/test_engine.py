@@ -148,30 +148,6 @@ def test_nothing_compiles_after_the_warm_up(tiny_checkpoint: Path) -> None:
     assert compile_events()[built:] == []
 
 
-def test_warming_up_in_the_background(tiny_checkpoint: Path) -> None:
-    model = qa_jax.load(tiny_checkpoint, num_slots=1, capacity=64)
-    thread = model.engine.warm_up_in_background()
-    batch = batch_of(model, [0])
-    answer = model.generate(batch, max_new_tokens=8, temperature=0.0)
-    thread.join()
-    assert answer == model.generate(batch, max_new_tokens=8, temperature=0.0)
-
-
-def test_a_warm_up_can_be_stopped(
-    model: qa_jax.LoadedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = Engine(model.config, model.params, num_slots=1, capacity=64)
-    compiled = []
-
-    def compile_one(*_: Any, **__: Any) -> None:
-        compiled.append(1)
-        engine.stop_warm_up()
-
-    monkeypatch.setattr(engine, "_compile", compile_one)
-    engine.warm_up_in_background().join()
-    assert compiled == [1]
-
-
 def test_an_int8_cache_is_close(model: qa_jax.LoadedModel) -> None:
     requests = conversation(model, 2)
     exact, rounded = (
