@@ -16,9 +16,10 @@ from jax.sharding import Mesh
 
 from qa_jax.checkpoint import load_weights, read_model_config, split_step
 from qa_jax.config import Dtype, ModelConfig, SamplingConfig, from_generation_config, read_json
-from qa_jax.data import Batch, Message, Processor, Tokenizer, load_tokenizer
+from qa_jax.data import AudioSource, Batch, Message, Processor, Tokenizer, load_tokenizer
 from qa_jax.data.questions import Question
 from qa_jax.data.tokenizer import END_OF_TEXT, IM_END
+from qa_jax.data.windows import WINDOW_SECONDS
 from qa_jax.errors import InputError
 from qa_jax.generate import (
     Engine,
@@ -29,6 +30,7 @@ from qa_jax.generate import (
     use_persistent_cache,
 )
 from qa_jax.generate.inputs import UserBatch
+from qa_jax.generate.transcripts import Transcript, window_requests
 from qa_jax.paths import AnyPath, PathLike, as_path
 from qa_jax.terminal import Progress
 from qa_jax.typing import DType, Float, Params
@@ -119,6 +121,7 @@ class LoadedModel:
         output: str | Path,
         *,
         field: str = "text",
+        window_seconds: float | None = None,
         progress: Progress | None = None,
         **settings: Any,
     ) -> Summary:
@@ -131,8 +134,41 @@ class LoadedModel:
             output,
             field=field,
             model_name=self.fingerprint,
+            window_seconds=window_seconds,
             progress=progress,
         )
+
+    def transcribe(
+        self,
+        audio: AudioSource,
+        instruction: str = "Transcribe.",
+        *,
+        raw: bool = False,
+        window_seconds: float = WINDOW_SECONDS,
+        **settings: Any,
+    ) -> Transcript:
+        """The text of a clip of any length, with times.
+
+        Args:
+            audio: anything that `qa_jax.data.load_audio` accepts.
+            instruction: the text beside each window.
+            raw: without a chat template; for the base model, with the instruction "Detect the
+                language and recognize the speech: <|en|>".
+            window_seconds: the longest window, at most 30.
+            settings: as for `generate`.
+        """
+        processor = self.require_processor()
+        windows = window_requests(
+            processor.load([audio], long_audio="window")[0],
+            instruction,
+            processor,
+            self.config,
+            self._sampling(settings),
+            raw=raw,
+            max_seconds=window_seconds,
+        )
+        answers = {answer.request: answer for answer in self.engine.run(w.request for w in windows)}
+        return Transcript.of(windows, [answers[window.request] for window in windows])
 
     @cached_property
     def fingerprint(self) -> str:

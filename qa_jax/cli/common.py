@@ -61,7 +61,12 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--mesh",
         help="how devices share the model, such as tensor=4; default: over all accelerators",
     )
-    parser.add_argument("--long-audio", choices=("error", "truncate"), default="error")
+    parser.add_argument(
+        "--long-audio",
+        choices=("error", "truncate", "window"),
+        default="error",
+        help="clips over 30 s: window splits them where it is quiet; default: error",
+    )
     parser.add_argument(
         "--audio-hosts",
         nargs="+",

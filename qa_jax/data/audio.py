@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ def load_audio(
     base: PathLike = "",
     name: str = "",
     hosts: Sequence[str] = (),
+    max_seconds: float | None = None,
 ) -> Float[np.ndarray, " S"]:
     """Reads, mixes down, resamples and checks one clip.
 
@@ -46,13 +48,16 @@ def load_audio(
             their rate, as (array, rate) or {"array": ..., "sampling_rate": ...}. Stereo is
             averaged. Integer samples are scaled by their type's full range.
         sampling_rate: the rate in Hz of samples given without one.
-        long_audio: what to do over 30 s: "error", or "truncate" with a warning.
+        long_audio: what to do over 30 s: "error", "truncate" with a warning, or "window", which
+            returns the whole clip, for `qa_jax.data.windows`.
         base: directory of relative paths.
         name: name in errors of a clip that has no path.
         hosts: those that URLs may name.
+        max_seconds: of a clip that "truncate" or "window" takes; no limit by default. A file is
+            refused before more of it is decoded, whatever its header says.
 
     Returns:
-        float32 at 16 kHz, long enough for one audio token and at most 30 s.
+        float32 at 16 kHz, long enough for one audio token and, but for "window", at most 30 s.
 
     Raises:
         InputError: the clip is unreadable, too short, too long, contains NaN, or has no rate.
@@ -64,22 +69,25 @@ def load_audio(
     name = name or "audio"
     samples: np.ndarray
     rate: object
+    limit = MAX_SAMPLES if long_audio == "error" else math.inf
+    if max_seconds is not None:
+        limit = min(limit, int(max_seconds * SAMPLE_RATE))
     if is_in_shard(audio):
         name = join(base, audio)
-        samples, rate = _decode(io.BytesIO(read_shard_clip(audio, base)), name)
+        samples, rate = _decode(io.BytesIO(read_shard_clip(audio, base)), name, limit=limit)
     elif is_url(audio):
-        samples, rate = _decode(io.BytesIO(fetch(audio, hosts)), name)
+        samples, rate = _decode(io.BytesIO(fetch(audio, hosts)), name, limit=limit)
     elif isinstance(audio, str | Path) and str(audio).endswith(".npy"):
         name = join(base, str(audio))
         samples, rate = _read_array(name), sampling_rate
     elif isinstance(audio, str | Path | StoredClip):
         name, file, segment = _find(audio, base)
-        samples, rate = _decode(file, name, segment)
+        samples, rate = _decode(file, name, segment, limit)
     elif isinstance(audio, bytes | bytearray):
-        samples, rate = _decode(io.BytesIO(audio), name)
+        samples, rate = _decode(io.BytesIO(audio), name, limit=limit)
     else:
         samples, rate = np.asarray(audio), sampling_rate
-    return _check(_resample(_mono(samples, name), rate, name), name, long_audio)
+    return _check(_resample(_mono(samples, name), rate, name), name, long_audio, limit)
 
 
 def clip_num_samples(clip: AudioSource, base: PathLike = "", long_audio: str = "error") -> int:
@@ -92,7 +100,7 @@ def clip_num_samples(clip: AudioSource, base: PathLike = "", long_audio: str = "
     if is_in_shard(clip):
         samples = shard_num_samples(clip)
         _check_length(samples, str(clip), long_audio)
-        return min(samples, MAX_SAMPLES)
+        return samples if long_audio == "window" else min(samples, MAX_SAMPLES)
     if not isinstance(clip, str | Path | StoredClip) or is_url(clip):
         raise InputError("audio", f"{clip!r:.60} is not a file", "give the path of a file")
     name, file, segment = _find(clip, base)
@@ -101,10 +109,9 @@ def clip_num_samples(clip: AudioSource, base: PathLike = "", long_audio: str = "
     except (soundfile.LibsndfileError, RuntimeError, OSError, ValueError) as error:
         raise _unreadable(name, error, file) from None
     start, stop = _frames(segment, info.frames, info.samplerate, name)
-    # Integer ceiling: a float would round 3 x 16000 / 48000 up by one sample.
-    samples = -(-(stop - start) * SAMPLE_RATE // info.samplerate)
+    samples = _resampled_size(stop - start, info.samplerate)
     _check_length(samples, name, long_audio)
-    return min(samples, MAX_SAMPLES)
+    return samples if long_audio == "window" else min(samples, MAX_SAMPLES)
 
 
 def clip_file(clip: AudioSource, base: PathLike = "") -> bytes:
@@ -146,23 +153,47 @@ def _decode(
     file: str | io.BytesIO,
     name: str,
     segment: Segment = WHOLE,
+    limit: float = math.inf,
 ) -> tuple[np.ndarray, int]:
-    """Samples of a file's part, (channels, n), and their rate."""
+    """Samples of a file's part, (channels, n), and their rate; raises InputError if they are more
+    than `limit` at 16 kHz, for which no more than those are decoded."""
     import soundfile
 
     try:
         with soundfile.SoundFile(file) as opened:
-            rate, count = opened.samplerate, -1
+            rate, first, stop = opened.samplerate, 0, opened.frames
             if segment != WHOLE:
                 first, stop = _frames(segment, opened.frames, rate, name)
                 opened.seek(first)
-                count = stop - first
-            samples = opened.read(count, dtype="float32", always_2d=True)
+            if opened.channels > _MAX_CHANNELS:
+                raise InputError(
+                    name, f"has {opened.channels} channels", f"mix down to at most {_MAX_CHANNELS}"
+                )
+            _check_limit(_resampled_size(stop - first, rate), name, limit)
+            samples = opened.read(stop - first, dtype="float32", always_2d=True)
     except InputError:
         raise
     except (soundfile.LibsndfileError, RuntimeError, OSError, ValueError) as error:
         raise _unreadable(name, error, file) from None
     return samples.T, rate
+
+
+def _resampled_size(size: int, rate: int) -> int:
+    """Samples at 16 kHz: an integer ceiling, a float would round 3 x 16000 / 48000 up by one."""
+    return -(-size * SAMPLE_RATE // rate)
+
+
+def _check_limit(samples: int, name: str, limit: float) -> None:
+    if samples <= limit:
+        return
+    seconds = f"{samples / SAMPLE_RATE:.1f} s is over "
+    if limit == MAX_SAMPLES:
+        raise InputError(
+            name,
+            f"{seconds}the model's 30 s",
+            'split the clip, or set long_audio="window" or "truncate" (--long-audio)',
+        )
+    raise InputError(name, f"{seconds}the limit of {limit / SAMPLE_RATE:g} s", "split the clip")
 
 
 def _frames(segment: Segment, frames: int, rate: int, name: str) -> tuple[int, int]:
@@ -244,7 +275,7 @@ def _resample(samples: np.ndarray, rate: object, name: str) -> np.ndarray:
     return librosa.resample(samples, orig_sr=float(rate), target_sr=SAMPLE_RATE)
 
 
-def _check(samples: np.ndarray, name: str, long_audio: str) -> np.ndarray:
+def _check(samples: np.ndarray, name: str, long_audio: str, limit: float) -> np.ndarray:
     bad = np.flatnonzero(~np.isfinite(samples))
     if bad.size:
         raise InputError(
@@ -257,20 +288,17 @@ def _check(samples: np.ndarray, name: str, long_audio: str) -> np.ndarray:
         raise InputError(
             name, f"samples reach {largest:.3g}", "scale floats to -1 ... 1, or give integers"
         )
+    _check_limit(samples.size, name, limit)
     _check_length(samples.size, name, long_audio)
-    if samples.size > MAX_SAMPLES:
-        seconds = samples.size / SAMPLE_RATE
-        warnings.warn(f"{name}: truncated from {seconds:.1f} s to 30 s", stacklevel=4)
+    if samples.size <= MAX_SAMPLES or long_audio == "window":
+        return samples
+    seconds = samples.size / SAMPLE_RATE
+    warnings.warn(f"{name}: truncated from {seconds:.1f} s to 30 s", stacklevel=4)
     return samples[:MAX_SAMPLES]
 
 
 def _check_length(samples: int, name: str, long_audio: str) -> None:
-    if samples > MAX_SAMPLES and long_audio != "truncate":
-        raise InputError(
-            name,
-            f"{samples / SAMPLE_RATE:.1f} s is over the model's 30 s",
-            'split the clip, or set long_audio="truncate" (--long-audio truncate)',
-        )
+    _check_limit(samples, name, MAX_SAMPLES if long_audio == "error" else math.inf)
     if num_audio_tokens(num_frames(samples)) < 1:
         raise InputError(
             name,

@@ -18,6 +18,7 @@ from qa_jax.config import SAMPLE_RATE, num_audio_tokens, num_frames
 from qa_jax.data.audio import AudioSource, load_audio
 from qa_jax.data.chat import Message, Prompt, apply_chat_template
 from qa_jax.data.tokenizer import AUDIO, END_OF_TEXT, Tokenizer
+from qa_jax.data.windows import split_clips
 from qa_jax.errors import InputError
 from qa_jax.typing import Float
 
@@ -39,7 +40,8 @@ class Processor:
 
     Args:
         tokenizer: the model's.
-        long_audio: what to do with clips over 30 s: "error" or "truncate".
+        long_audio: what to do with clips over 30 s: "error", "truncate", or "window": several
+            clips in the prompt, cut where it is quiet; see `qa_jax.data.windows`.
         audio_hosts: hosts that clips' URLs may name; see `qa_jax.data.urls`.
     """
 
@@ -101,9 +103,13 @@ class Processor:
         clips = _as_list(audio if audios is None else audios)
         if sum(t.count(AUDIO) for t in texts) != len(clips):
             raise _count_error("text", sum(t.count(AUDIO) for t in texts), len(clips))
-        waveforms = self.load(clips, sampling_rate=sampling_rate, long_audio=long_audio)
-        sizes = iter([w.size for w in waveforms])
-        rows = [self.tokenize(t, list(itertools.islice(sizes, t.count(AUDIO)))) for t in texts]
+        loaded = iter(self.load(clips, sampling_rate=sampling_rate, long_audio=long_audio))
+        rows, waveforms = [], []
+        for t in texts:
+            own = list(itertools.islice(loaded, t.count(AUDIO)))
+            row, own = self.tokenize_clips(t, own, long_audio)
+            rows.append(row)
+            waveforms += own
         return self.collate(rows, waveforms, padding_side)
 
     def apply_chat_template(
@@ -120,7 +126,8 @@ class Processor:
         for conversation in conversations:
             prompt = apply_chat_template(conversation, add_generation_prompt)
             loaded = self.load(prompt.audio, long_audio=long_audio)
-            rows.append(self.tokenize(prompt.text, [w.size for w in loaded]))
+            row, loaded = self.tokenize_clips(prompt.text, loaded, long_audio)
+            rows.append(row)
             waveforms += loaded
         return self.collate(rows, waveforms, padding_side)
 
@@ -144,6 +151,18 @@ class Processor:
             )
             for i, clip in enumerate(clips)
         ]
+
+    def tokenize_clips(
+        self,
+        text: str,
+        waveforms: Sequence[Float[np.ndarray, " _"]],
+        long_audio: str | None = None,
+    ) -> tuple[list[int], list[Float[np.ndarray, " _"]]]:
+        """Ids of a prompt, and its clips: more of them, if long ones are split."""
+        waveforms = list(waveforms)
+        if (long_audio or self.long_audio) == "window":
+            text, waveforms = split_clips(text, waveforms)
+        return self.tokenize(text, [w.size for w in waveforms]), waveforms
 
     def tokenize(self, text: str, num_samples: Sequence[int]) -> list[int]:
         """Ids of a prompt whose clips have `num_samples` samples each."""

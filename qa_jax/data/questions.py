@@ -31,11 +31,25 @@ class Question(NamedTuple):
         row: the fields of its row in an output file, before its answer's; they identify it.
         prompt: as text and clips.
         base: directory to which paths of clips are relative.
+        instruction: of a prompt that is one clip and this text, as `instruction_prompt` makes it;
+            its clip may be answered window by window.
+        is_raw: whether that prompt has no chat template.
     """
 
     row: JsonDict
     prompt: Prompt
     base: str = ""
+    instruction: str | None = None
+    is_raw: bool = False
+
+
+def instruction_prompt(clip: AudioSource, instruction: str, raw: bool = False) -> Prompt:
+    """A clip and a text; `raw` is without a chat template, as for the base model."""
+    if raw:
+        return Prompt([Span(PLACEHOLDER + instruction, False)], [clip])
+    content = [{"type": "audio", "audio": clip}, {"type": "text", "text": instruction}]
+    messages = [{"role": "user", "content": content}]
+    return apply_chat_template(messages, add_generation_prompt=True)
 
 
 def read_questions(path: PathLike) -> list[Question]:
@@ -89,13 +103,8 @@ def audio_questions(paths: Sequence[str], instruction: str, raw: bool = False) -
     questions = []
     for path in paths:
         for clip, base in find_clips(path):
-            if raw:
-                prompt = Prompt([Span(PLACEHOLDER + instruction, False)], [clip])
-            else:
-                content = [{"type": "audio", "audio": clip}, {"type": "text", "text": instruction}]
-                messages = [{"role": "user", "content": content}]
-                prompt = apply_chat_template(messages, add_generation_prompt=True)
-            questions.append(Question({"audio": clip}, prompt, base))
+            prompt = instruction_prompt(clip, instruction, raw)
+            questions.append(Question({"audio": clip}, prompt, base, instruction, raw))
     return questions
 
 

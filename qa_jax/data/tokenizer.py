@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -37,6 +37,9 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of ids; the bytes of an incomplete character become U+FFFD."""
 
+    def token_bytes(self, token: int) -> bytes:
+        """What an id adds to a text, in UTF-8, of which it may be a part of a character."""
+
     def id_of(self, token: str) -> int:
         """The id of a special token; raises InputError if the vocabulary lacks it."""
 
@@ -67,6 +70,13 @@ class ByteLevelBPE:
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    def token_bytes(self, token: int) -> bytes:
+        piece = self._tokenizer.id_to_token(token) or ""
+        alphabet = _byte_level_alphabet()
+        if all(character in alphabet for character in piece):
+            return bytes(alphabet[character] for character in piece)
+        return piece.encode()  # an added token, which is plain text
 
     def id_of(self, token: str) -> int:
         found = self._tokenizer.token_to_id(token)
@@ -103,6 +113,14 @@ class SentencePiece:
         return self._model.decode(
             [i for i in known if not (skip_special_tokens and i in self._special)]
         )
+
+    def token_bytes(self, token: int) -> bytes:
+        if token >= self.vocab_size:
+            return b""
+        piece = self._model.id_to_piece(token)
+        if self._model.is_byte(token):
+            return bytes([int(piece[3:5], 16)])  # "<0x0A>"
+        return piece.replace("\u2581", " ").encode()
 
     def id_of(self, token: str) -> int:
         found = self._model.piece_to_id(token)
@@ -154,6 +172,15 @@ class SentencePiece:
             ) from None
         (directory / "sentencepiece.vocab").unlink(missing_ok=True)
         return cls(directory)
+
+
+@cache
+def _byte_level_alphabet() -> dict[str, int]:
+    """Bytes by the characters that byte-level BPE writes for them: printable ones as they are, the
+    others as the characters from 256 on."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
 def load_tokenizer(directory: PathLike) -> Tokenizer | None:

@@ -13,6 +13,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from qa_jax.config import SamplingConfig
 from qa_jax.config.plain import JsonDict
 from qa_jax.data import Processor
@@ -20,7 +22,8 @@ from qa_jax.data.audio import clip_num_samples
 from qa_jax.data.questions import Question
 from qa_jax.errors import InputError
 from qa_jax.generate.engine import Engine
-from qa_jax.generate.requests import Request, requests_of_batch
+from qa_jax.generate.requests import Answer, Clip, Request
+from qa_jax.generate.transcripts import Transcript, Window, window_requests
 from qa_jax.terminal import Progress
 
 _SORTED_TOGETHER = 64
@@ -43,6 +46,7 @@ def answer_questions(
     *,
     field: str = "text",
     model_name: str = "",
+    window_seconds: float | None = None,
     progress: Progress | None = None,
 ) -> Summary:
     """Writes a row for each question, in their order: `Question.row`, then the answer's text or
@@ -59,6 +63,8 @@ def answer_questions(
         output: the file.
         field: name of the answer's field.
         model_name: part of the digest.
+        window_seconds: answers questions that have an instruction window by window, see
+            `window_requests`; their rows have "segments" as well, with times in seconds.
         progress: called with (rows done, rows in all).
 
     Raises:
@@ -66,6 +72,10 @@ def answer_questions(
     """
     output = Path(output)
     settings = {"model": model_name, "field": field, **dataclasses.asdict(sampling)}
+    if window_seconds is not None:
+        settings["window_seconds"] = window_seconds
+    elif processor.long_audio != "error":
+        settings["long_audio"] = processor.long_audio
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     done = _resume(output, questions, digest)
     num_errors = sum("error" in row for row in done)
@@ -74,7 +84,9 @@ def answer_questions(
     following = len(done)
     report = progress or (lambda done, total: None)
     report(following, len(questions))
-    answers = _answers(engine, processor, questions, sampling, following, field)
+    indices = _by_length(processor, questions, following)
+    asked = _Asker(engine, processor, questions, sampling, window_seconds)
+    answers = _answers(asked, indices, field)
     with output.open("a", encoding="utf-8") as file, closing(answers):
         for index, answer in answers:
             finished[index] = answer
@@ -122,44 +134,84 @@ def _resume(output: Path, questions: Sequence[Question], digest: str) -> list[Js
     return rows
 
 
-def _answers(
-    engine: Engine,
-    processor: Processor,
-    questions: Sequence[Question],
-    sampling: SamplingConfig,
-    first: int,
-    field: str,
-) -> Generator[tuple[int, JsonDict], None, None]:
-    """Index and answer, or error, of the questions from `first` on, in any order."""
-    failed: list[tuple[int, JsonDict]] = []
-    index_of: dict[Request, int] = {}
+class _Asker(NamedTuple):
+    """Makes the requests of questions."""
 
-    def make(index: int) -> Request | InputError:
-        question, own = questions[index], sampling.of_row(index)
+    engine: Engine
+    processor: Processor
+    questions: Sequence[Question]
+    sampling: SamplingConfig
+    window_seconds: float | None
+
+    def requests(self, index: int) -> list[Window] | InputError:
+        """A question's, of which there are several if it is answered window by window."""
+        question, own = self.questions[index], self.sampling.of_row(index)
         try:
-            clips = processor.load(question.prompt.audio, base=question.base)
-            ids = processor.tokenize(question.prompt.text, [clip.size for clip in clips])
-            batch = processor.collate([ids], clips, "left")
-            request = requests_of_batch(batch, engine.config, own, processor.tokenizer.decode)[0]
-            engine.check(request)
+            windows = self._windows(question, own)
+            for window in windows:
+                self.engine.check(window.request)
         except InputError as error:
             return error
-        return request
+        return windows
+
+    def _windows(self, question: Question, sampling: SamplingConfig) -> list[Window]:
+        processor, config = self.processor, self.engine.config
+        is_split = self.window_seconds is not None and question.instruction is not None
+        long_audio = "window" if is_split else None
+        clips = processor.load(question.prompt.audio, base=question.base, long_audio=long_audio)
+        if self.window_seconds is not None and question.instruction is not None:
+            return window_requests(
+                clips[0],
+                question.instruction,
+                processor,
+                config,
+                sampling,
+                raw=question.is_raw,
+                max_seconds=self.window_seconds,
+            )
+        ids, clips = processor.tokenize_clips(question.prompt.text, clips)
+        made = [Clip.of(clip, config) for clip in clips]
+        request = Request(np.array(ids), made, sampling, config, processor.tokenizer.decode)
+        return [Window(0, sum(clip.size for clip in clips), request)]
+
+    def row(self, windows: list[Window], answers: list[Answer], field: str) -> JsonDict:
+        """The answer's fields of a row."""
+        if self.window_seconds is None:
+            return {field: answers[0].text}
+        transcript = Transcript.of(windows, answers)
+        segments = [{"start": s.start, "end": s.end, "text": s.text} for s in transcript.segments]
+        return {field: transcript.text, "segments": segments}
+
+
+def _answers(
+    asked: _Asker, indices: Iterator[int], field: str
+) -> Generator[tuple[int, JsonDict], None, None]:
+    """Index and answer, or error, of questions, in any order."""
+    failed: list[tuple[int, JsonDict]] = []
+    index_of: dict[Request, int] = {}
+    windows_of: dict[int, list[Window]] = {}
+    answer_to: dict[Request, Answer] = {}
 
     def requests() -> Generator[Request, None, None]:
-        with closing(_ahead(make, _by_length(processor, questions, first))) as made:
-            for index, request in made:
-                if isinstance(request, InputError):
-                    failed.append((index, {"error": str(request)}))
-                else:
-                    index_of[request] = index
-                    yield request
+        with closing(_ahead(asked.requests, indices)) as made:
+            for index, windows in made:
+                if isinstance(windows, InputError):
+                    failed.append((index, {"error": str(windows)}))
+                    continue
+                windows_of[index] = windows
+                index_of.update((window.request, index) for window in windows)
+                yield from (window.request for window in windows)
 
-    with closing(requests()) as source, closing(engine.run(source)) as answers:
+    with closing(requests()) as source, closing(asked.engine.run(source)) as answers:
         for answer in answers:
             yield from failed
             failed.clear()
-            yield index_of.pop(answer.request), {field: answer.text}
+            answer_to[answer.request] = answer
+            index = index_of.pop(answer.request)
+            windows = windows_of[index]
+            if all(window.request in answer_to for window in windows):
+                own = [answer_to.pop(window.request) for window in windows_of.pop(index)]
+                yield index, asked.row(windows, own, field)
     yield from failed
 
 
@@ -181,8 +233,8 @@ def _by_length(processor: Processor, questions: Sequence[Question], first: int) 
 
 
 def _ahead(
-    make: Callable[[int], Request | InputError], indices: Iterator[int], count: int = 16
-) -> Generator[tuple[int, Request | InputError], None, None]:
+    make: Callable[[int], list[Window] | InputError], indices: Iterator[int], count: int = 16
+) -> Generator[tuple[int, list[Window] | InputError], None, None]:
     """Makes requests in threads, some ahead of their use."""
     with ThreadPoolExecutor(2, thread_name_prefix="clips") as pool:
         pending = deque((i, pool.submit(make, i)) for i in itertools.islice(indices, count))

@@ -10,9 +10,23 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from qa_jax.config import FRAME_MARGIN, HOP_LENGTH, ModelConfig, SamplingConfig, num_audio_tokens
+from qa_jax.config import (
+    FRAME_MARGIN,
+    HOP_LENGTH,
+    MAX_FRAMES,
+    ModelConfig,
+    SamplingConfig,
+    num_audio_tokens,
+    num_frames,
+)
 from qa_jax.errors import InputError
-from qa_jax.generate.inputs import UserBatch, audio_arrays, check_audio_tokens, token_arrays
+from qa_jax.generate.inputs import (
+    UserBatch,
+    audio_arrays,
+    check_audio_tokens,
+    frame_bucket,
+    token_arrays,
+)
 from qa_jax.generate.text import Decode, TextStream
 from qa_jax.typing import Float, Int
 
@@ -25,6 +39,16 @@ class Clip(NamedTuple):
 
     samples: Float[np.ndarray, " clip_samples"] | Float[np.ndarray, "clip_frames M"]
     num_frames: int
+
+    @classmethod
+    def of(cls, waveform: Float[np.ndarray, " S"], config: ModelConfig) -> Clip:
+        """A clip of a waveform at 16 kHz; raises InputError if it is longer than the model's
+        maximum."""
+        frames = num_frames(waveform.size)
+        frame_bucket(frames, min(MAX_FRAMES, config.audio.max_frames))
+        samples = np.zeros(frames * HOP_LENGTH, np.float32)
+        samples[: waveform.size] = waveform[: samples.size]
+        return cls(samples, frames)
 
     @property
     def num_tokens(self) -> int:
