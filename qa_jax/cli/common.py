@@ -76,7 +76,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_model(arguments: argparse.Namespace, num_slots: int | None = None) -> LoadedModel:
+def load_model(
+    arguments: argparse.Namespace, num_slots: int | None = None, capacity: int | None = None
+) -> LoadedModel:
     """The model of `add_model`'s arguments; says on stderr how much memory it takes."""
     from convert_weights.hub import resolve_source
 
@@ -99,6 +101,7 @@ def load_model(arguments: argparse.Namespace, num_slots: int | None = None) -> L
         adapter=arguments.adapter,
         weights=arguments.weights,
         num_slots=num_slots,
+        capacity=capacity,
     )
 
 

@@ -48,9 +48,7 @@ class Metrics:
     def __init__(self, runners: dict[str, Runner]) -> None:
         self.registry = CollectorRegistry()
         self._histograms = {
-            name: Histogram(
-                f"vllm:{name}", text, _LABELS, buckets=buckets, registry=self.registry
-            )
+            name: Histogram(f"vllm:{name}", text, _LABELS, buckets=buckets, registry=self.registry)
             for name, (text, buckets) in _HISTOGRAMS.items()
         }
         self._counters = {

@@ -11,13 +11,13 @@ import numpy as np
 
 from qa_jax.api import LoadedModel
 from qa_jax.config import JsonDict, SamplingConfig
+from qa_jax.config.serve import ServeConfig
 from qa_jax.data import load_audio
 from qa_jax.data.chat import PLACEHOLDER, apply_chat_template
 from qa_jax.data.tokenizer import AUDIO
 from qa_jax.data.urls import fetch
 from qa_jax.errors import InputError
 from qa_jax.generate import Clip, Request
-from qa_jax.serve.config import ServeConfig
 from qa_jax.serve.errors import ApiError
 from qa_jax.serve.schema import SamplingBody
 from qa_jax.typing import Float
@@ -79,9 +79,7 @@ class PromptMaker:
 
     # Clips.
 
-    def read_clip(
-        self, part: JsonDict, where: str, owner: str = ""
-    ) -> Float[np.ndarray, " S"]:
+    def read_clip(self, part: JsonDict, where: str, owner: str = "") -> Float[np.ndarray, " S"]:
         """The waveform of an `input_audio` or `audio_url` part; raises ApiError."""
         kind = str(part.get("type") or next((k for k in _PARTS if k in part), ""))
         if kind not in _PARTS:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+from qa_jax.errors import InputError
 from qa_jax.generate import Answer, Engine, Request
 from qa_jax.serve.errors import ApiError, overloaded
 
@@ -42,6 +43,11 @@ class Answers:
             if self.error is not None:
                 raise ApiError(500, "the engine failed; try again", code="engine_error")
             yield
+
+    async def finish(self) -> None:
+        """Waits until all are finished."""
+        async for _ in self.updates():
+            pass
 
 
 class Runner:
@@ -91,19 +97,27 @@ class Runner:
     def check_room(self, count: int = 1) -> None:
         """Raises ApiError if the engine is not ready, or more answers may not wait."""
         if not self.is_ready:
-            raise ApiError(503, "the model is loading", code="loading", headers={"Retry-After": "5"})
+            raise ApiError(
+                503, "the model is loading", code="loading", headers={"Retry-After": "5"}
+            )
         free = self.engine.num_slots - self.num_running
         waiting = self.num_waiting
         if waiting + count > self.max_queue + free:
             raise overloaded(f"{waiting} answers are waiting; try again later")
 
     @asynccontextmanager
-    async def answer(self, requests: Sequence[Request]) -> AsyncIterator[Answers]:
-        """Answers to requests, which end with the context. Raises ApiError as `check_room`, and
-        InputError for a request that no slot can hold."""
+    async def answer(
+        self, requests: Sequence[Request], is_admitted: bool = False
+    ) -> AsyncIterator[Answers]:
+        """Answers to requests, which end with the context. Raises ApiError for a request that no
+        slot can hold and, unless it is admitted, as `check_room`."""
         for request in requests:
-            self.engine.check(request)
-        self.check_room(len(requests))
+            try:
+                self.engine.check(request)
+            except InputError as error:
+                raise ApiError(400, str(error), None, "context_length_exceeded") from None
+        if not is_admitted:
+            self.check_room(len(requests))
         group = Answers(requests)
         with self._wake:
             self._submitted.append(group)

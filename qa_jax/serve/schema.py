@@ -37,6 +37,8 @@ HARMLESS: dict[str, object] = {
     "return_tokens_as_token_ids": (False,),
     "use_beam_search": (False,),
     "suffix": ("",),
+    "chunking_strategy": ("auto",),
+    "include": ([],),
 }
 """Fields that are taken without effect, with the values that have none. Null is always taken."""
 

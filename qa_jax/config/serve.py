@@ -8,7 +8,6 @@ from typing import TypeVar
 
 from qa_jax.errors import InputError
 
-
 _Value = TypeVar("_Value")
 
 
@@ -26,6 +25,7 @@ class ServeConfig:
     port: int = _setting(8000, "port to listen on; 0 for a free one")
     max_body_mib: int = _setting(32, "largest body")
     max_audio_seconds: float = _setting(3600.0, "longest clip")
+    window_seconds: float = _setting(30.0, "windows that longer clips are split into")
     max_clips: int = _setting(16, "clips in a prompt")
     max_choices: int = _setting(16, "answers to a request: its n, times its prompts")
     max_new_tokens: int = _setting(2048, "tokens of an answer")

@@ -1,0 +1,156 @@
+"""The server: routes, start and end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HTTPRequest
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from qa_jax.api import LoadedModel
+from qa_jax.config.serve import ServeConfig
+from qa_jax.serve.endpoints import Endpoints
+from qa_jax.serve.errors import ApiError
+from qa_jax.serve.gate import Gate
+from qa_jax.serve.prompts import ClipStore, PromptMaker
+from qa_jax.serve.runner import Runner
+from qa_jax.serve.service import Served, Service
+from qa_jax.serve.transcriptions import Transcriptions
+
+_log = logging.getLogger("qa_jax.serve")
+
+
+def make_app(
+    models: dict[str, LoadedModel],
+    config: ServeConfig,
+    *,
+    keys: Sequence[str] = (),
+    audio_hosts: Sequence[str] = (),
+    is_raw: bool = False,
+    warm_up: bool = True,
+) -> Gate:
+    """The server as an ASGI application.
+
+    Args:
+        models: by the names that requests give; the first is the default.
+        config: limits.
+        keys: of clients, any of which is taken; none for a server that needs none.
+        audio_hosts: hosts that clips may be fetched from.
+        is_raw: messages are raw prompts, without a chat template, as for the base model.
+        warm_up: whether to compile every program before the first request.
+    """
+    store = ClipStore(config.cached_audio_mib * 2**20)
+    served = [
+        Served(
+            name,
+            PromptMaker(model, config, audio_hosts, is_raw, store),
+            Runner(model.engine, config.max_queue),
+        )
+        for name, model in models.items()
+    ]
+    service = Service(served, config)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        for one in served:
+            one.runner.start(warm_up)
+        yield
+        service.is_draining = True
+        for one in served:
+            await asyncio.to_thread(one.runner.close)
+
+    app = Starlette(
+        routes=_routes(service),
+        lifespan=lifespan,
+        exception_handlers={
+            ApiError: _api_error,
+            HTTPException: _http_error,
+            Exception: _server_error,
+        },
+    )
+
+    def count(route: str, status: int) -> None:
+        service.metrics.responses.labels(route, str(status)).inc()
+
+    return Gate(app, config, keys, count)
+
+
+def _routes(service: Service) -> list[BaseRoute]:
+    text, speech = Endpoints(service), Transcriptions(service)
+    return [
+        Route("/v1/chat/completions", text.chat, methods=["POST"]),
+        Route("/v1/completions", text.completions, methods=["POST"]),
+        Route("/v1/audio/transcriptions", speech.transcribe, methods=["POST"]),
+        Route("/v1/audio/translations", speech.translate, methods=["POST"]),
+        Route("/v1/models", text.models),
+        Route("/v1/models/{name:path}", text.models),
+        Route("/tokenize", text.tokenize, methods=["POST"]),
+        Route("/detokenize", text.detokenize, methods=["POST"]),
+        Route("/health", text.health),
+        Route("/ready", text.ready),
+        Route("/metrics", text.metrics),
+    ]
+
+
+async def _api_error(_: HTTPRequest, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return JSONResponse(error.body(), error.status, error.headers)
+
+
+async def _http_error(http: HTTPRequest, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    told = ApiError(error.status_code, f"{http.method} {http.url.path}: {error.detail}")
+    return JSONResponse(told.body(), error.status_code, error.headers)
+
+
+async def _server_error(http: HTTPRequest, error: Exception) -> Response:
+    told = ApiError(500, f"an error of the server's; see its log for request {http.state.id}")
+    return JSONResponse(told.body(), 500)
+
+
+class _Protocol(H11Protocol):
+    """uvicorn's, with a limit on the time before a connection's first request."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
+
+
+def run_app(app: Gate, config: ServeConfig, drain_seconds: float | None = None) -> None:
+    """Serves until SIGTERM or Ctrl-C; requests that are being answered are finished."""
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=config.host,
+            port=config.port,
+            http=_Protocol,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            limit_concurrency=config.max_connections,
+            timeout_keep_alive=int(config.receive_seconds),
+            timeout_graceful_shutdown=int(drain_seconds or config.request_seconds),
+            ws_max_size=config.max_body_mib * 2**20,
+        )
+    )
+    server.run(sockets=[_listen(config)])
+
+
+def _listen(config: ServeConfig) -> socket.socket:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((config.host, config.port))
+    return listener

@@ -1,0 +1,246 @@
+"""What every connection passes first: its key, its size, its time, its id, and the log."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+from qa_jax.config import JsonDict
+from qa_jax.config.serve import ServeConfig
+from qa_jax.serve.errors import ApiError
+
+Scope = MutableMapping[str, Any]
+Event = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Event]]
+Send = Callable[[Event], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_log = logging.getLogger("qa_jax.access")
+_OPEN = ("/health", "/ready", "/", "/page/")
+"""Without a key: probes, and the page, which asks for it."""
+_REQUEST_ID = re.compile(r"[\w.:-]{1,128}")
+_BODIES = 16
+"""Bodies of the largest size that are held at once, of all requests together."""
+_GRACE_SECONDS = 30.0
+"""For what is not the engine's work: reading clips, sending to a slow client."""
+
+
+class Gate:
+    """ASGI middleware around all routes.
+
+    A request's body is read whole, within limits; while it is answered, a client that leaves ends
+    the work.
+
+    Args:
+        app: the routes.
+        config: limits.
+        keys: any of which is the password; empty for a server that needs none.
+        count: called with route and status of each response.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        config: ServeConfig,
+        keys: Sequence[str],
+        count: Callable[[str, int], None],
+    ) -> None:
+        self.app, self.config, self._count = app, config, count
+        self._keys = [key.encode() for key in keys]
+        self._num_bytes = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        started, state = time.perf_counter(), scope.setdefault("state", {})
+        headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
+        given = headers.get("x-request-id", "")
+        state["id"] = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        state["log"] = {}
+        status = 0
+
+        async def send_with_id(message: Event) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [
+                    *message["headers"],
+                    (b"x-request-id", state["id"].encode()),
+                    (b"x-content-type-options", b"nosniff"),
+                ]
+            await send(message)
+
+        try:
+            if scope["type"] == "websocket":
+                await self._websocket(scope, headers, receive, send)
+            else:
+                await self._http(scope, headers, receive, send_with_id)
+        except ConnectionError:
+            pass
+        finally:
+            seconds = time.perf_counter() - started
+            self._count(getattr(scope.get("route"), "path", "other"), status)
+            _write_log(scope, state, status, seconds)
+
+    async def _websocket(
+        self, scope: Scope, headers: dict[str, str], receive: Receive, send: Send
+    ) -> None:
+        try:
+            self._check_origin(headers)
+            scope["state"]["owner"] = self._check_key(headers, websocket_key(headers))
+        except ApiError as error:
+            await send({"type": "websocket.close", "code": 1008, "reason": error.message[:120]})
+            return
+        await self.app(scope, receive, send)
+
+    async def _http(
+        self, scope: Scope, headers: dict[str, str], receive: Receive, send: Send
+    ) -> None:
+        size = 0
+        try:
+            path = scope["path"]
+            if not (path in _OPEN[:3] or path.startswith(_OPEN[3])):
+                scope["state"]["owner"] = self._check_key(headers)
+            if scope["method"] == "POST":
+                self._check_origin(headers)
+                self._check_size(headers)
+                body = bytearray()
+                async with asyncio.timeout(self.config.receive_seconds):
+                    async for part in _parts(receive):
+                        size += len(part)
+                        self._num_bytes += len(part)
+                        body += part
+                        self._check_size({"content-length": str(size)})
+            else:
+                body = bytearray()
+            limit = self.config.request_seconds + _GRACE_SECONDS
+            async with asyncio.timeout(limit):
+                await _while_connected(self.app, scope, bytes(body), receive, send)
+        except TimeoutError:
+            await _refuse(scope, send, ApiError(408, "the request was not sent in time"))
+        except ApiError as error:
+            await _refuse(scope, send, error)
+        finally:
+            self._num_bytes -= size
+
+    def _check_key(self, headers: dict[str, str], other: str = "") -> str:
+        """Whose request it is; raises ApiError without a valid key."""
+        if not self._keys:
+            return ""
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        given = key.strip() if scheme.lower() == "bearer" else other
+        # All are compared, so that the time tells nothing.
+        found = [hmac.compare_digest(given.encode(), known) for known in self._keys]
+        if not any(found):
+            raise ApiError(
+                401,
+                "no valid key; send Authorization: Bearer KEY",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        return str(found.index(True))
+
+    def _check_origin(self, headers: dict[str, str]) -> None:
+        """Pages of other hosts may not use a server that needs no key."""
+        origin = headers.get("origin")
+        if self._keys or origin is None:
+            return
+        if origin.partition("://")[2] != headers.get("host"):
+            raise ApiError(403, f"pages of {origin} may not use this server", code="origin")
+
+    def _check_size(self, headers: dict[str, str]) -> None:
+        limit = self.config.max_body_mib * 2**20
+        length = headers.get("content-length", "0")
+        if not length.isdecimal():
+            raise ApiError(400, "Content-Length is no number")
+        if int(length) > limit:
+            raise ApiError(413, f"the body is over {limit} bytes", code="too_large")
+        if self._num_bytes > _BODIES * limit:
+            raise ApiError(
+                429, "too many large requests", code="busy", headers={"Retry-After": "1"}
+            )
+
+
+def websocket_key(headers: dict[str, str]) -> str:
+    """The key among a WebSocket's subprotocols, where a browser can put it, as OpenAI's."""
+    prefix = "openai-insecure-api-key."
+    offered = [p.strip() for p in headers.get("sec-websocket-protocol", "").split(",")]
+    return next((p.removeprefix(prefix) for p in offered if p.startswith(prefix)), "")
+
+
+async def _parts(receive: Receive) -> Any:
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ConnectionError
+        yield message.get("body", b"")
+        if not message.get("more_body"):
+            return
+
+
+async def _while_connected(
+    app: App, scope: Scope, body: bytes, receive: Receive, send: Send
+) -> None:
+    """Runs the app until it has answered, or the client has gone."""
+    is_read = False
+
+    async def replay() -> Event:
+        nonlocal is_read
+        if is_read:
+            return await receive()
+        is_read = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    answering = asyncio.ensure_future(app(scope, replay, send))
+    leaving = asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not answering.done():
+            scope["state"]["log"]["disconnected"] = True
+    finally:
+        leaving.cancel()
+        if not answering.done():
+            answering.cancel()
+        await asyncio.gather(answering, leaving, return_exceptions=True)
+    if not answering.cancelled():
+        answering.result()
+
+
+async def _refuse(scope: Scope, send: Send, error: ApiError) -> None:
+    headers = {**error.headers, "Connection": "close"}
+    response = JSONResponse(error.body(), error.status, headers)
+    await response(scope, _nothing, send)
+
+
+async def _nothing() -> Event:
+    return {"type": "http.disconnect"}
+
+
+def _write_log(scope: Scope, state: JsonDict, status: int, seconds: float) -> None:
+    """A line of JSON; texts and clips are never in it."""
+    client = scope.get("client") or ("", 0)
+    line = {
+        "id": state["id"],
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "client": client[0],
+        "method": scope.get("method", "WS"),
+        "path": scope["path"][:200],
+        "status": status,
+        "seconds": round(seconds, 4),
+        **state["log"],
+    }
+    _log.info(json.dumps(line))
