@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from qa_jax.checkpoint import load_weights, read_model_config, split_step
+from qa_jax.checkpoint import load_weights, merge_adapter, read_model_config, split_step
 from qa_jax.config import Dtype, ModelConfig, SamplingConfig, from_generation_config, read_json
 from qa_jax.data import AudioSource, Batch, Message, Processor, Tokenizer, load_tokenizer
 from qa_jax.data.questions import Question
@@ -201,6 +201,27 @@ class LoadedModel:
             if name in settings:
                 settings[name] = tuple(settings[name])
         return dataclasses.replace(self.default_sampling, **settings)
+
+    def with_adapter(self, adapter: PathLike) -> LoadedModel:
+        """The same model with a LoRA adapter of qa_jax or PEFT merged in. It has an engine of its
+        own; programs, and all parameters that the adapter leaves alone, are shared. Raises
+        InputError for an adapter of another model, or int8 weights."""
+        config, engine = self.config, self.engine
+        if config.weights != "float":
+            raise InputError(
+                adapter, f"cannot be merged into {config.weights} weights", "load them as floats"
+            )
+        params = merge_adapter(self.params, adapter, config, donate=False)
+        own = Engine(
+            config,
+            params,
+            self.mesh,
+            num_slots=engine.num_slots,
+            capacity=engine.buckets.capacity,
+            cache_dtype=engine.cache_dtype,
+            programs=engine.programs,
+        )
+        return LoadedModel(config, params, self.processor, self.default_sampling, own)
 
     def require_processor(self) -> Processor:
         """The processor; raises InputError for a checkpoint without a tokenizer."""

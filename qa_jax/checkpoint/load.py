@@ -105,15 +105,20 @@ def _check_float(directory: PathLike, config: ModelConfig) -> None:
 
 
 def merge_adapter(
-    params: Params, directory: PathLike, config: ModelConfig, step: int | None = None
+    params: Params,
+    directory: PathLike,
+    config: ModelConfig,
+    step: int | None = None,
+    donate: bool = True,
 ) -> Params:
     """Parameters with an adapter merged in, with the same shardings and dtypes.
 
     Args:
-        params: donated.
+        params: donated by default.
         directory: the adapter's, of qa_jax or PEFT.
         config: of the model.
         step: of the adapter's training run; the latest by default.
+        donate: see `merge_lora`.
     """
     if hf.is_peft(directory):
         adapter = hf.read_peft(directory, config)
@@ -132,4 +137,4 @@ def merge_adapter(
             "contains neither adapter.yaml (qa_jax) nor adapter_config.json (PEFT)",
             "name an adapter's directory",
         )
-    return merge_lora(params, adapter)
+    return merge_lora(params, adapter, donate=donate)

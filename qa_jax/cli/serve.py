@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import logging
 import os
-import sys
 from pathlib import Path
 
 from qa_jax.cli import common
@@ -51,18 +49,25 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     try:
-        from qa_jax.serve import ServeConfig, make_app, run_app
+        from qa_jax.serve import make_app, run_app, start_logs
     except ImportError as error:
         raise InputError("serve", f"{error.name} is missing", "pip install qa_jax[serve]") from None
+
+    from qa_jax.config.serve import ServeConfig
 
     names = [f.name for f in dataclasses.fields(ServeConfig)]
     config = ServeConfig(**{name: getattr(arguments, name) for name in names})
     keys = _keys(arguments.api_key_file)
     config.check(len(keys))
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    adapters = _adapters(arguments.adapters)
+    start_logs()
     model = common.load_model(arguments, arguments.num_slots, arguments.capacity)
     model.require_processor()
     models = {arguments.name or arguments.checkpoint: model}
+    for name, directory in adapters.items():
+        if name in models:
+            raise InputError("--adapters", f"{name!r} is given twice", "give each its name")
+        models[name] = model.with_adapter(directory)
     app = make_app(
         models,
         config,
@@ -72,6 +77,16 @@ def run(arguments: argparse.Namespace) -> None:
         warm_up=not arguments.no_warm_up,
     )
     run_app(app, config)
+
+
+def _adapters(given: list[str]) -> dict[str, str]:
+    found = {}
+    for text in given:
+        name, _, directory = text.partition("=")
+        if not name or not Path(directory).is_dir():
+            raise InputError("--adapters", f"{text!r}", "write NAME=DIR of an adapter")
+        found[name] = directory
+    return found
 
 
 def _keys(path: str | None) -> list[str]:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import fnmatch
 import http.client
 import ipaddress
 import socket
+import threading
 from collections.abc import Sequence
 from urllib.parse import unquote_to_bytes, urlsplit
 
@@ -20,7 +22,9 @@ from qa_jax.errors import InputError
 
 MAX_BYTES = 2**26
 """The largest file that is fetched."""
-_TIMEOUT = 30.0
+_TIMEOUT = 10.0
+"""Seconds without a byte."""
+_TOTAL_SECONDS = 60.0
 _REMEDY = "name the host in audio_hosts (--audio-hosts), or give a file"
 
 
@@ -39,7 +43,7 @@ def fetch(url: str, hosts: Sequence[str] = ()) -> bytes:
 
     Raises:
         InputError: a host that is not among them, a private address, a redirect, an answer other
-            than 200, more than 64 MiB, or no answer.
+            than 200, more than 64 MiB, or no answer in a minute.
     """
     if url.startswith("data:"):
         return _decode_data(url)
@@ -61,19 +65,31 @@ def fetch(url: str, hosts: Sequence[str] = ()) -> bytes:
         connection._create_connection = (  # type: ignore[attr-defined]
             lambda _, timeout=_TIMEOUT, source=None: socket.create_connection(address, timeout)
         )
+        timer = threading.Timer(_TOTAL_SECONDS, _shut, [connection])
+        timer.start()
         try:
             connection.request("GET", path, headers={"User-Agent": "qa_jax"})
             response = connection.getresponse()
             body = response.read(MAX_BYTES + 1) if response.status == 200 else b""
         finally:
+            is_late = not timer.is_alive()
+            timer.cancel()
             connection.close()
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise InputError(name, f"cannot be fetched ({error})", "give a file") from None
+    if is_late:
+        raise InputError(name, f"takes over {_TOTAL_SECONDS:g} s", "give a file")
     if response.status != 200:
         raise InputError(name, f"answers {response.status} {response.reason}", "give its last URL")
     if len(body) > MAX_BYTES:
         raise InputError(name, f"is larger than {MAX_BYTES} bytes", "give a shorter clip")
     return body
+
+
+def _shut(connection: http.client.HTTPConnection) -> None:
+    """Ends the reading of an answer that comes byte by byte, each in time."""
+    with contextlib.suppress(OSError, AttributeError):
+        connection.sock.shutdown(socket.SHUT_RDWR)
 
 
 def _address(host: str, port: int, name: str) -> tuple[str, int]:

@@ -27,60 +27,87 @@ _SILENCE = 0.1
 """Of a window's loudness: quieter places are all as good."""
 
 
-def split_windows(
-    waveform: Float[np.ndarray, " S"], max_seconds: float = WINDOW_SECONDS
-) -> list[tuple[int, int]]:
-    """First and last sample of windows that tile a waveform, cut where it is quiet.
+class WindowSplitter:
+    """Splits audio into windows while it comes.
 
     Each sample is in one window. A window ends in the last silence that it has room for, or, where
     people speak without a pause, in the quietest place.
 
     Args:
-        waveform: at 16 kHz.
         max_seconds: of a window.
     """
-    most = int(max_seconds * SAMPLE_RATE)
-    if waveform.size <= most:
-        return [(0, waveform.size)]
-    loudness = _loudness(waveform)
-    windows, start = [], 0
-    while waveform.size - start > most:
+
+    def __init__(self, max_seconds: float = WINDOW_SECONDS) -> None:
+        self._most = int(max_seconds * SAMPLE_RATE)
         # What is left for the last window is not shorter than a word.
-        last = min(start + most, waveform.size - most // 20)
-        silence = _SILENCE * np.quantile(loudness[start // _HOP : (start + most) // _HOP], 0.9)
-        end = _quiet_place(loudness, start + int(most * _EARLIEST), last, float(silence))
-        windows.append((start, end))
-        start = end
-    return [*windows, (start, waveform.size)]
+        self._least = min(self._most // 2, max(self._most // 20, SAMPLE_RATE * 3 // 10))
+        self._power = np.zeros(0)
+        self._rest = np.zeros(0, np.float32)
+        self._start = self._size = 0
+
+    def push(self, samples: Float[np.ndarray, " S"]) -> list[tuple[int, int]]:
+        """First and last sample of the windows that are certain after these samples at 16 kHz."""
+        self._size += samples.size
+        rest = np.concatenate([self._rest, samples])
+        steps = rest.size // _HOP
+        blocks = rest[: steps * _HOP].reshape(steps, _HOP)
+        power = np.einsum("ij,ij->i", blocks, blocks, dtype=np.float64) / _HOP
+        self._power, self._rest = np.concatenate([self._power, power]), rest[steps * _HOP :]
+        windows = []
+        while self._size - self._start >= self._most + self._least:
+            windows.append(self._cut(self._start + self._most))
+        return windows
+
+    def finish(self) -> list[tuple[int, int]]:
+        """The windows of what is left."""
+        windows = []
+        if self._size - self._start > self._most:
+            windows.append(self._cut(self._size - self._least))
+        if self._size > self._start or not self._size:
+            windows.append((self._start, self._size))
+        return windows
+
+    def _cut(self, last: int) -> tuple[int, int]:
+        """A window that ends before a sample."""
+        start, stop = self._start // _HOP, last // _HOP
+        loudness = self._loudness(start, stop)
+        silence = _SILENCE * float(np.quantile(loudness, 0.9))
+        skipped = int(self._most * _EARLIEST) // _HOP
+        begin, self._start = (
+            self._start,
+            (start + skipped + _quiet_place(loudness[skipped:], silence)) * _HOP,
+        )
+        return begin, self._start
+
+    def _loudness(self, start: int, stop: int) -> Float[np.ndarray, " steps"]:
+        """RMS around the ends of steps of 10 ms."""
+        first = max(start - _SMOOTH, 0)
+        total = np.concatenate([[0.0], np.cumsum(self._power[first : stop + _SMOOTH])])
+        middle = np.arange(start, stop) + 1 - first
+        low = np.maximum(middle - _SMOOTH // 2, 0)
+        high = np.minimum(middle + _SMOOTH // 2, total.size - 1)
+        return np.sqrt(np.maximum(total[high] - total[low], 0) / (high - low))
 
 
-def _loudness(waveform: Float[np.ndarray, " S"]) -> Float[np.ndarray, " steps"]:
-    """RMS around the end of every 10 ms."""
-    steps = waveform.size // _HOP
-    blocks = waveform[: steps * _HOP].reshape(steps, _HOP)
-    power = np.einsum("ij,ij->i", blocks, blocks, dtype=np.float64) / _HOP
-    total = np.concatenate([[0.0], np.cumsum(power)])
-    middle = np.arange(1, steps + 1)
-    low = np.maximum(middle - _SMOOTH // 2, 0)
-    high = np.minimum(middle + _SMOOTH // 2, steps)
-    return np.sqrt(np.maximum(total[high] - total[low], 0) / (high - low))
+def split_windows(
+    waveform: Float[np.ndarray, " S"], max_seconds: float = WINDOW_SECONDS
+) -> list[tuple[int, int]]:
+    """First and last sample of the windows of a whole waveform; see `WindowSplitter`."""
+    splitter = WindowSplitter(max_seconds)
+    return [*splitter.push(waveform), *splitter.finish()]
 
 
-def _quiet_place(
-    loudness: Float[np.ndarray, " steps"], first: int, last: int, silence: float
-) -> int:
-    """A sample between two, in the middle of the last silence or in the quietest place."""
-    low, high = first // _HOP, max(last // _HOP, first // _HOP + 1)
-    part = loudness[low:high]
-    quiet = np.flatnonzero(part <= silence)
+def _quiet_place(loudness: Float[np.ndarray, " steps"], silence: float) -> int:
+    """Steps to the middle of the last silence, or to the quietest place."""
+    quiet = np.flatnonzero(loudness <= silence)
     if not quiet.size:
-        return (low + int(part.argmin()) + 1) * _HOP
-    # The run of silence that ends last.
+        return int(loudness.argmin()) + 1
+    # The run of silence that ends last, of which the quietest part.
     ends = np.flatnonzero(np.diff(quiet) > 1)
-    begin = quiet[ends[-1] + 1] if ends.size else quiet[0]
-    run = part[begin : quiet[-1] + 1]
+    begin = int(quiet[ends[-1] + 1]) if ends.size else int(quiet[0])
+    run = loudness[begin : quiet[-1] + 1]
     quietest = np.flatnonzero(run <= run.min() * 1.05)
-    return (low + int(begin) + int(quietest[quietest.size // 2]) + 1) * _HOP
+    return begin + int(quietest[quietest.size // 2]) + 1
 
 
 def split_clips(

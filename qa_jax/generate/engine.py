@@ -52,6 +52,7 @@ class Engine:
             memory has room.
         cache_dtype: of keys and values: the model's by default, or "int8".
         max_audio_bytes: audio embeddings kept.
+        programs: those of another engine for the same model, to compile them once.
     """
 
     def __init__(
@@ -64,14 +65,15 @@ class Engine:
         capacity: int | None = None,
         cache_dtype: DType = None,
         max_audio_bytes: int = 2**28,
+        programs: Programs | None = None,
     ) -> None:
         self.config, self.params, self.mesh = config, params, mesh
-        self.programs = Programs(config)
+        self.programs = programs or Programs(config)
         self._unit = num_batch_shards(mesh)
-        self._cache_dtype = np.dtype(cache_dtype or config.dtype)
+        self.cache_dtype = np.dtype(cache_dtype or config.dtype)
         device = next(iter(jax.tree.leaves(params)[0].devices()))
         num_slots, capacity = choose_slots(
-            config.text, self._cache_dtype, device, mesh, num_slots, capacity
+            config.text, self.cache_dtype, device, mesh, num_slots, capacity
         )
         self.num_slots = -(-num_slots // self._unit) * self._unit
         self.audio_cache = AudioCache(self._encode, config, max_audio_bytes, self._unit)
@@ -259,9 +261,7 @@ class Engine:
     @property
     def _device_state(self) -> Slots:
         if self._state is None:
-            self._state = self.programs.empty(
-                self.num_slots, self.buckets.length, self._cache_dtype
-            )
+            self._state = self.programs.empty(self.num_slots, self.buckets.length, self.cache_dtype)
         return self._state
 
     # Calls of the programs.

@@ -26,10 +26,13 @@ class LoraWeights(NamedTuple):
     scales: dict[ParamPath, float]
 
 
-def merge_lora(params: Params, adapter: LoraWeights, sign: float = 1.0) -> Params:
+def merge_lora(
+    params: Params, adapter: LoraWeights, sign: float = 1.0, donate: bool = True
+) -> Params:
     """Parameters with the adapter added (with sign -1: subtracted).
 
-    Each kernel is replaced on its own, and its buffer is reused: `params` is donated. The product
+    Each kernel is replaced on its own, and its buffer is reused: `params` is donated, unless that
+    is switched off; then what the adapter leaves alone is shared with it. The product
     is computed in float32, a layer at a time, and rounded once, to the kernel's dtype. Raises
     KeyError for a layer that the model does not have.
     """
@@ -37,6 +40,8 @@ def merge_lora(params: Params, adapter: LoraWeights, sign: float = 1.0) -> Param
     lora_params = flatten_dict(adapter.params)
     for path, scale in adapter.scales.items():
         kernel = flat.pop((*path, "kernel"))
+        if not donate:
+            kernel = jnp.copy(kernel)
         a, b = lora_params[(*path, "lora_a")], lora_params[(*path, "lora_b")]
         if a.ndim + b.ndim - 2 == kernel.ndim:
             merge = jax.jit(add_delta, donate_argnums=0, out_shardings=kernel.sharding)

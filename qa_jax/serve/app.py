@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -13,7 +14,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from qa_jax.api import LoadedModel
@@ -22,6 +23,7 @@ from qa_jax.serve.endpoints import Endpoints
 from qa_jax.serve.errors import ApiError
 from qa_jax.serve.gate import Gate
 from qa_jax.serve.prompts import ClipStore, PromptMaker
+from qa_jax.serve.realtime import Realtime
 from qa_jax.serve.runner import Runner
 from qa_jax.serve.service import Served, Service
 from qa_jax.serve.transcriptions import Transcriptions
@@ -93,6 +95,7 @@ def _routes(service: Service) -> list[BaseRoute]:
         Route("/v1/audio/translations", speech.translate, methods=["POST"]),
         Route("/v1/models", text.models),
         Route("/v1/models/{name:path}", text.models),
+        WebSocketRoute("/v1/realtime", Realtime(service, speech).__call__),
         Route("/tokenize", text.tokenize, methods=["POST"]),
         Route("/detokenize", text.detokenize, methods=["POST"]),
         Route("/health", text.health),
@@ -128,6 +131,18 @@ class _Protocol(H11Protocol):
         )
 
 
+def start_logs() -> None:
+    """Writes the server's log to stderr: a line of JSON for each request."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    for name in ("qa_jax", "uvicorn.error"):
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.propagate = False
+    logging.getLogger("qa_jax").setLevel(logging.INFO)
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+
+
 def run_app(app: Gate, config: ServeConfig, drain_seconds: float | None = None) -> None:
     """Serves until SIGTERM or Ctrl-C; requests that are being answered are finished."""
     server = uvicorn.Server(
@@ -145,7 +160,10 @@ def run_app(app: Gate, config: ServeConfig, drain_seconds: float | None = None) 
             ws_max_size=config.max_body_mib * 2**20,
         )
     )
-    server.run(sockets=[_listen(config)])
+    listener = _listen(config)
+    host, port = listener.getsockname()[:2]
+    _log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+    server.run(sockets=[listener])
 
 
 def _listen(config: ServeConfig) -> socket.socket:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Literal
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request as HTTPRequest
@@ -59,8 +60,7 @@ class Endpoints:
             return prompts.requests(prompt, sampling, num_choices)
 
         requests = await self.service.in_thread(make)
-        told = (body.top_logprobs or 0) if body.logprobs else None
-        form = Form("chat", served.name, prompts.processor.tokenizer, told)
+        form = self._form("chat", served, bool(body.logprobs))
         response = await self.service.respond(http, served, form, requests, 1, stream)
         return _tell_ignored(response, ignored)
 
@@ -97,7 +97,7 @@ class Endpoints:
             return requests
 
         requests = await self.service.in_thread(make)
-        form = Form("completion", served.name, prompts.processor.tokenizer, body.logprobs)
+        form = self._form("completion", served, body.logprobs is not None)
         response = await self.service.respond(http, served, form, requests, len(texts), stream)
         return _tell_ignored(response, ignored)
 
@@ -108,6 +108,11 @@ class Endpoints:
         if body.stream_options is not None and not body.stream:
             raise ApiError(400, "stream_options: needs stream: true", "stream_options")
         return served, (body.stream_options or StreamOptions()) if body.stream else None
+
+    def _form(self, kind: Literal["chat", "completion"], served: Served, told: bool) -> Form:
+        model = served.prompts.model
+        tokenizer = served.prompts.processor.tokenizer
+        return Form(kind, served.name, tokenizer, told, model.default_sampling.stop_ids)
 
     def _num_choices(self, body: SamplingBody, num_prompts: int = 1) -> int:
         limit, count = self.service.config.max_choices, body.n or 1

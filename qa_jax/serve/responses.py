@@ -74,8 +74,8 @@ class Form:
         kind: which endpoint's.
         model: its name.
         tokenizer: tells tokens' texts.
-        num_logprobs: of the most probable tokens, told for each token; None for no
-            log-probabilities.
+        has_logprobs: whether tokens' log-probabilities are told.
+        usual_stops: ids that end every answer.
     """
 
     def __init__(
@@ -83,9 +83,11 @@ class Form:
         kind: Literal["chat", "completion"],
         model: str,
         tokenizer: Tokenizer,
-        num_logprobs: int | None,
+        has_logprobs: bool,
+        usual_stops: Sequence[int],
     ) -> None:
-        self.kind, self._tokenizer, self._num_logprobs = kind, tokenizer, num_logprobs
+        self.kind, self._tokenizer = kind, tokenizer
+        self._has_logprobs, self._usual_stops = has_logprobs, usual_stops
         self.id = f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{uuid.uuid4().hex}"
         self._head = {"id": self.id, "created": int(time.time()), "model": model}
 
@@ -98,7 +100,7 @@ class Form:
                 message = {"role": "assistant", "content": answer.text, "refusal": None}
                 content = {"message": message}
             logprobs = self._logprobs(answer.generated, 0)
-            choices.append({"index": index, **content, "logprobs": logprobs, **_end(answer)})
+            choices.append({"index": index, **content, "logprobs": logprobs, **self._end(answer)})
         name = "chat.completion" if self.kind == "chat" else "text_completion"
         told = usage(answers, num_prompts)
         return {**self._head, "object": name, "choices": choices, "usage": told}
@@ -125,10 +127,10 @@ class Form:
     def last(self, index: int, answer: Answer) -> JsonDict:
         """How a choice ended."""
         content: JsonDict = {"delta": {}} if self.kind == "chat" else {"text": ""}
-        return {"index": index, **content, "logprobs": None, **_end(answer)}
+        return {"index": index, **content, "logprobs": None, **self._end(answer)}
 
     def _logprobs(self, tokens: Sequence[TokenInfo], offset: int) -> JsonDict | None:
-        if self._num_logprobs is None:
+        if not self._has_logprobs:
             return None
         if self.kind == "chat":
             return {"content": [self._chat_logprob(info) for info in tokens], "refusal": None}
@@ -155,10 +157,10 @@ class Form:
     def _text(self, token: int) -> str:
         return self._tokenizer.token_bytes(token).decode("utf-8", "replace")
 
-
-def _end(answer: Answer) -> JsonDict:
-    """finish_reason, and vLLM's stop_reason: the stop text, or an id that the request named."""
-    stop: str | int | None = answer.stopped_by
-    if answer.finish_reason == "stop" and stop is None and answer.generated:
-        stop = answer.generated[-1].token
-    return {"finish_reason": answer.finish_reason, "stop_reason": stop}
+    def _end(self, answer: Answer) -> JsonDict:
+        """finish_reason, and vLLM's stop_reason: the stop text or id that the request named."""
+        stop: str | int | None = answer.stopped_by
+        if answer.finish_reason == "stop" and stop is None and answer.generated:
+            last = answer.generated[-1].token
+            stop = None if last in self._usual_stops else last
+        return {"finish_reason": answer.finish_reason, "stop_reason": stop}

@@ -138,6 +138,7 @@ class Runner:
                         return
                     compile_one()
             self.is_ready = True
+            _log.info("ready")
             while self._take():
                 self._step()
                 self._publish()

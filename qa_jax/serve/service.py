@@ -8,6 +8,7 @@ from contextlib import aclosing, asynccontextmanager
 from typing import NamedTuple, TypeVar
 
 import anyio.to_thread
+from starlette.requests import HTTPConnection
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response
 
@@ -88,7 +89,7 @@ class Service:
     @asynccontextmanager
     async def answers(
         self,
-        http: HTTPRequest,
+        http: HTTPConnection,
         served: Served,
         requests: Sequence[Request],
         num_prompts: int = 1,

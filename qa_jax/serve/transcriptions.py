@@ -12,6 +12,7 @@ from contextlib import aclosing
 import numpy as np
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
@@ -68,11 +69,11 @@ class Transcriptions:
         served.runner.check_room()
         if body.stream and body.response_format not in ("json", "text"):
             raise ApiError(400, "stream: only with response_format json or text", "stream")
-        instruction = self._instruction(served, task, body)
+        instruction = self.instruction(served, task, body)
 
         def make() -> tuple[float, list[Window]]:
             waveform = served.prompts.read_file(content, name, long_audio="window")
-            windows = self._windows(served, waveform, instruction, body)
+            windows = self.windows(served, waveform, instruction, body)
             return waveform.size / SAMPLE_RATE, windows
 
         seconds, windows = await self.service.in_thread(make)
@@ -82,7 +83,7 @@ class Transcriptions:
             segments = [segment async for segment in found]
         return _response(body, task, segments, seconds)
 
-    def _instruction(self, served: Served, task: str, body: TranscriptionBody) -> str:
+    def instruction(self, served: Served, task: str, body: TranscriptionBody) -> str:
         """The text beside a window: the server's, or the model's own for the task."""
         config, is_raw = self.service.config, served.prompts.is_raw
         own = config.transcription_prompt if task == "transcribe" else config.translation_prompt
@@ -95,13 +96,14 @@ class Transcriptions:
             raise ApiError(400, "prompt: the base model takes its own prompts alone", "prompt")
         return f"{template} {body.prompt}".strip()
 
-    def _windows(
+    def windows(
         self,
         served: Served,
         waveform: Float[np.ndarray, " S"],
         instruction: str,
         body: TranscriptionBody,
     ) -> list[Window]:
+        """Requests for the windows of a clip; raises ApiError."""
         prompts, config = served.prompts, self.service.config
         limit = min(config.max_new_tokens, body.max_tokens or config.max_new_tokens)
         settings = SamplingBody(temperature=body.temperature, seed=body.seed)
@@ -131,7 +133,7 @@ class Transcriptions:
         return windows
 
     async def segments(
-        self, http: HTTPRequest, served: Served, windows: Sequence[Window]
+        self, http: HTTPConnection, served: Served, windows: Sequence[Window]
     ) -> AsyncGenerator[Segment, None]:
         """Windows' texts in order. As many windows as the engine has slots are answered at a time,
         so that a long clip leaves room for others in the queue."""
