@@ -6,6 +6,14 @@ from setuptools import find_packages, setup
 
 demo = ["espeakng-loader>=0.2.4", "matplotlib>=3.9"]
 gcs = ["gcsfs>=2024.6"]
+serve = [
+    "starlette>=0.46",
+    "uvicorn>=0.34",
+    "websockets>=14",
+    "pydantic>=2.10",
+    "prometheus-client>=0.21",
+    "python-multipart>=0.0.20",
+]
 # transformers 5.10.0 to 5.10.3 tie this model's head by mistake and would be a wrong oracle.
 parity = [
     "torch>=2.6",
@@ -27,6 +35,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=[*find_packages(include=["qa_jax", "qa_jax.*"]), "convert_weights"],
+    package_data={"qa_jax.serve": ["page/*"]},
     package_dir={"convert_weights": "tools/convert_weights"},
     install_requires=[
         "jax>=0.10,<0.13",
@@ -57,11 +66,16 @@ setup(
         "demo": demo,
         "parity": parity,
         "gcs": gcs,
+        "serve": serve,
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "cuda12": ["jax[cuda12]>=0.10,<0.13"],
         "dev": [
             *demo,
             *gcs,
+            *serve,
+            # Clients of the server: OpenAI's, and a browser's driver.
+            "openai>=1.60",
+            "selenium>=4.20",
             # The TPU's compiler, which needs no TPU: for tests of `qa-jax plan`.
             'jax[tpu]>=0.10,<0.13; sys_platform == "linux" and platform_machine == "x86_64"',
             "beartype>=0.20",

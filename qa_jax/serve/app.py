@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
+import h11
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HTTPRequest
-from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
+from starlette.staticfiles import StaticFiles
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from qa_jax.api import LoadedModel
 from qa_jax.config.serve import ServeConfig
+from qa_jax.errors import InputError
 from qa_jax.serve.endpoints import Endpoints
 from qa_jax.serve.errors import ApiError
 from qa_jax.serve.gate import Gate
@@ -29,6 +34,13 @@ from qa_jax.serve.service import Served, Service
 from qa_jax.serve.transcriptions import Transcriptions
 
 _log = logging.getLogger("qa_jax.serve")
+_IDLE_CHECKS = 4
+_PAGE = Path(__file__).with_name("page")
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; media-src blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""Of the page's content: from this server alone."""
 
 
 def make_app(
@@ -80,15 +92,18 @@ def make_app(
         },
     )
 
-    def count(route: str, status: int) -> None:
-        service.metrics.responses.labels(route, str(status)).inc()
+    return Gate(app, service, keys)
 
-    return Gate(app, config, keys, count)
+
+async def _index(_: HTTPRequest) -> Response:
+    return FileResponse(_PAGE / "index.html", headers={"Content-Security-Policy": _POLICY})
 
 
 def _routes(service: Service) -> list[BaseRoute]:
     text, speech = Endpoints(service), Transcriptions(service)
+    page = [Route("/", _index), Mount("/page", StaticFiles(directory=_PAGE))]
     return [
+        *(page if service.config.page else []),
         Route("/v1/chat/completions", text.chat, methods=["POST"]),
         Route("/v1/completions", text.completions, methods=["POST"]),
         Route("/v1/audio/transcriptions", speech.transcribe, methods=["POST"]),
@@ -121,14 +136,29 @@ async def _server_error(http: HTTPRequest, error: Exception) -> Response:
 
 
 class _Protocol(H11Protocol):
-    """uvicorn's, with a limit on the time before a connection's first request."""
+    """uvicorn's, which closes connections on which no request arrives, or a part of one."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._unset_keepalive_if_required()
-        self.timeout_keep_alive_task = self.loop.call_later(
-            self.timeout_keep_alive, self.timeout_keep_alive_handler
-        )
+    def connection_made(self, transport: object) -> None:
+        super().connection_made(transport)  # type: ignore[arg-type]
+        self._idle_checks = 0
+        self._check_idle()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._idle_timer.cancel()
+        super().connection_lost(exc)
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        self._idle_timer.cancel()
+        super().handle_websocket_upgrade(event)
+
+    def _check_idle(self) -> None:
+        is_idle = self.cycle is None or self.cycle.response_complete
+        self._idle_checks = self._idle_checks + 1 if is_idle else 0
+        if self._idle_checks > _IDLE_CHECKS:
+            self.transport.close()
+            return
+        seconds = self.timeout_keep_alive / _IDLE_CHECKS
+        self._idle_timer = self.loop.call_later(seconds, self._check_idle)
 
 
 def start_logs() -> None:
@@ -143,32 +173,36 @@ def start_logs() -> None:
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
 
 
-def run_app(app: Gate, config: ServeConfig, drain_seconds: float | None = None) -> None:
-    """Serves until SIGTERM or Ctrl-C; requests that are being answered are finished."""
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            host=config.host,
-            port=config.port,
-            http=_Protocol,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            limit_concurrency=config.max_connections,
-            timeout_keep_alive=int(config.receive_seconds),
-            timeout_graceful_shutdown=int(drain_seconds or config.request_seconds),
-            ws_max_size=config.max_body_mib * 2**20,
-        )
-    )
-    listener = _listen(config)
-    host, port = listener.getsockname()[:2]
-    _log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
-    server.run(sockets=[listener])
-
-
-def _listen(config: ServeConfig) -> socket.socket:
+def make_server(app: Gate, config: ServeConfig) -> tuple[uvicorn.Server, socket.socket]:
+    """The server, and the socket to run it with; raises InputError if the port is taken."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((config.host, config.port))
-    return listener
+    try:
+        listener.bind((config.host, config.port))
+    except OSError as error:
+        listener.close()
+        raise InputError(
+            "--port", f"{config.host}:{config.port} cannot be listened on ({error.strerror})",
+            "give another one",
+        ) from None  # fmt: skip
+    settings = uvicorn.Config(
+        app,
+        http=_Protocol,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=config.max_connections,
+        timeout_keep_alive=math.ceil(config.receive_seconds),
+        timeout_graceful_shutdown=math.ceil(config.request_seconds),
+        ws_max_size=config.max_body_mib * 2**20,
+    )
+    return uvicorn.Server(settings), listener
+
+
+def run_app(app: Gate, config: ServeConfig) -> None:
+    """Serves until SIGTERM or Ctrl-C; requests that are being answered are finished."""
+    server, listener = make_server(app, config)
+    host, port = listener.getsockname()[:2]
+    _log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+    server.run(sockets=[listener])

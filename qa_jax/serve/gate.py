@@ -9,20 +9,14 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Sequence
 
 from starlette.responses import JSONResponse
 
 from qa_jax.config import JsonDict
-from qa_jax.config.serve import ServeConfig
+from qa_jax.serve.asgi import App, Event, Receive, Scope, Send
 from qa_jax.serve.errors import ApiError
-
-Scope = MutableMapping[str, Any]
-Event = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Event]]
-Send = Callable[[Event], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+from qa_jax.serve.service import Service
 
 _log = logging.getLogger("qa_jax.access")
 _OPEN = ("/health", "/ready", "/", "/page/")
@@ -42,19 +36,12 @@ class Gate:
 
     Args:
         app: the routes.
-        config: limits.
+        service: has limits, and counts responses.
         keys: any of which is the password; empty for a server that needs none.
-        count: called with route and status of each response.
     """
 
-    def __init__(
-        self,
-        app: App,
-        config: ServeConfig,
-        keys: Sequence[str],
-        count: Callable[[str, int], None],
-    ) -> None:
-        self.app, self.config, self._count = app, config, count
+    def __init__(self, app: App, service: Service, keys: Sequence[str]) -> None:
+        self.app, self.service, self.config = app, service, service.config
         self._keys = [key.encode() for key in keys]
         self._num_bytes = 0
 
@@ -71,6 +58,8 @@ class Gate:
 
         async def send_with_id(message: Event) -> None:
             nonlocal status
+            is_last = message["type"] == "http.response.body" and not message.get("more_body")
+            state["is_sent"] = is_last
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [
@@ -89,7 +78,8 @@ class Gate:
             pass
         finally:
             seconds = time.perf_counter() - started
-            self._count(getattr(scope.get("route"), "path", "other"), status)
+            route = getattr(scope.get("route"), "path", "other")
+            self.service.metrics.responses.labels(route, str(status)).inc()
             _write_log(scope, state, status, seconds)
 
     async def _websocket(
@@ -178,7 +168,7 @@ def websocket_key(headers: dict[str, str]) -> str:
     return next((p.removeprefix(prefix) for p in offered if p.startswith(prefix)), "")
 
 
-async def _parts(receive: Receive) -> Any:
+async def _parts(receive: Receive) -> AsyncGenerator[bytes, None]:
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
@@ -209,7 +199,9 @@ async def _while_connected(
     leaving = asyncio.ensure_future(gone())
     try:
         await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not answering.done():
+        if scope["state"].get("is_sent"):
+            await asyncio.wait({answering})
+        elif not answering.done():
             scope["state"]["log"]["disconnected"] = True
     finally:
         leaving.cancel()

@@ -20,7 +20,7 @@ from contextlib import aclosing
 import numpy as np
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from qa_jax.config import SAMPLE_RATE, JsonDict
+from qa_jax.config import SAMPLE_RATE, JsonDict, num_audio_tokens, num_frames
 from qa_jax.data.windows import WindowSplitter, join_texts
 from qa_jax.serve.errors import ApiError
 from qa_jax.serve.schema import TranscriptionBody, parse_body, parse_json
@@ -150,6 +150,8 @@ class Realtime:
                 raise ApiError(400, f"type: {event.get('type')!r:.60} is unknown", "type")
             is_final = event.get("type") == "input_audio_buffer.commit" and event.get("final", True)
             if is_final:
+                if num_audio_tokens(num_frames(size)) < 1:
+                    raise ApiError(400, f"audio: {size} samples give no audio token", "audio")
                 found = splitter.finish()
             for first, last in found:
                 yield kept[first - start : last - start]

@@ -8,6 +8,9 @@ import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+import numpy as np
+
+from qa_jax.data import load_audio
 from qa_jax.errors import InputError
 from qa_jax.generate import Answer, Engine, Request
 from qa_jax.serve.errors import ApiError, overloaded
@@ -133,6 +136,7 @@ class Runner:
     def _run(self) -> None:
         try:
             if self._warm_up:
+                load_audio((np.zeros(4800), 48_000))  # imports what decodes and resamples
                 for compile_one in self.engine.compilations():
                     if self._is_closing:
                         return

@@ -16,8 +16,8 @@ from qa_jax.config import JsonDict
 from qa_jax.config.serve import ServeConfig
 from qa_jax.errors import suggest
 from qa_jax.generate import Answer, Request
+from qa_jax.serve.asgi import Receive, Scope, Send
 from qa_jax.serve.errors import ApiError
-from qa_jax.serve.gate import Receive, Scope, Send
 from qa_jax.serve.metrics import Metrics
 from qa_jax.serve.prompts import PromptMaker
 from qa_jax.serve.responses import DONE, Form, Growth, event, usage

@@ -78,7 +78,8 @@ class Transcriptions:
 
         seconds, windows = await self.service.in_thread(make)
         if body.stream:
-            return EventStream(lambda: self._events(http, served, windows, seconds))
+            has_times = bool(body.timestamp_granularities)
+            return EventStream(lambda: self._events(http, served, windows, seconds, has_times))
         async with aclosing(self.segments(http, served, windows)) as found:
             segments = [segment async for segment in found]
         return _response(body, task, segments, seconds)
@@ -107,13 +108,11 @@ class Transcriptions:
         prompts, config = served.prompts, self.service.config
         limit = min(config.max_new_tokens, body.max_tokens or config.max_new_tokens)
         settings = SamplingBody(temperature=body.temperature, seed=body.seed)
-        capacity = prompts.model.engine.buckets.capacity
-
-        def make(max_tokens: int) -> list[Window]:
-            sampling = prompts.sampling(settings, 0, max_tokens)
-            # As the authors evaluate: transcripts repeat words where people do.
-            sampling = dataclasses.replace(sampling, repetition_penalty=1.0)
-            return window_requests(
+        sampling = prompts.sampling(settings, 0, limit)
+        # As the authors evaluate: transcripts repeat words where people do.
+        sampling = dataclasses.replace(sampling, repetition_penalty=1.0)
+        try:
+            windows = window_requests(
                 waveform,
                 instruction,
                 prompts.processor,
@@ -122,14 +121,14 @@ class Transcriptions:
                 raw=prompts.is_raw,
                 max_seconds=config.window_seconds,
             )
-
-        try:
-            windows = make(limit)
-            longest = max(window.request.tokens.size for window in windows)
-            if longest + limit > capacity > longest:
-                windows = make(capacity - longest)
         except InputError as error:
             raise ApiError.of(error) from None
+        capacity = prompts.model.engine.buckets.capacity
+        for request in (window.request for window in windows):
+            rest = max(1, capacity - request.tokens.size)
+            request.sampling = dataclasses.replace(
+                request.sampling, max_new_tokens=min(limit, rest)
+            )
         return windows
 
     async def segments(
@@ -157,17 +156,28 @@ class Transcriptions:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _events(
-        self, http: HTTPRequest, served: Served, windows: Sequence[Window], seconds: float
+        self,
+        http: HTTPRequest,
+        served: Served,
+        windows: Sequence[Window],
+        seconds: float,
+        has_times: bool,
     ) -> AsyncGenerator[str, None]:
-        """OpenAI's events: a delta for each window, then the whole."""
-        text = ""
+        """OpenAI's events: a delta for each window, and its times if they are asked for; then the
+        whole."""
+        text, index = "", 0
         async with aclosing(self.segments(http, served, windows)) as segments:
             async for segment in segments:
                 joined = join_texts([text, segment.text])
                 yield event({"type": "transcript.text.delta", "delta": joined[len(text) :]})
+                if has_times:
+                    times = {"id": str(index), "start": segment.start, "end": segment.end}
+                    told = {"text": segment.text, "speaker": ""}
+                    yield event({"type": "transcript.text.segment", **times, **told})
+                index += 1
                 text = joined
-        told = {"type": "duration", "seconds": math.ceil(seconds)}
-        yield event({"type": "transcript.text.done", "text": text, "usage": told})
+        usage = {"type": "duration", "seconds": math.ceil(seconds)}
+        yield event({"type": "transcript.text.done", "text": text, "usage": usage})
 
 
 async def _read_form(http: HTTPRequest) -> tuple[JsonDict, bytes, str]:

@@ -10,28 +10,39 @@ import numpy as np
 import pytest
 
 import qa_jax
-from qa_jax.config import LoraConfig
-from qa_jax.lora import LoraWeights, add_lora, is_lora_path, merge_lora
+from qa_jax.lora import LoraWeights, merge_lora
 from qa_jax.lora.weights import add_layer_delta
-from qa_jax.model import Qwen2Audio, initialize
-from qa_jax.trees import flatten_dict, unflatten_dict
+from qa_jax.trees import flatten_dict
+from tests.lora.adapters import random_adapter
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def test_merge_and_unmerge(tiny_checkpoint: Path) -> None:
     loaded = qa_jax.load(tiny_checkpoint)
-    model = Qwen2Audio(loaded.config)
-    paths = add_lora(model, LoraConfig(("decoder/", "encoder/"), 3, base_dtype="float32"))
-    fresh = flatten_dict(initialize(model, jax.random.key(0), include=is_lora_path))
-    low = unflatten_dict({p: x + 0.1 for p, x in fresh.items()})
-    adapter = LoraWeights(low, dict.fromkeys(paths, 0.5))
+    adapter = random_adapter(loaded)
     before = jax.tree.map(np.array, loaded.params)
     there = jax.tree.map(np.array, merge_lora(loaded.params, adapter))
     back = flatten_dict(merge_lora(jax.tree.map(jnp.asarray, there), adapter, sign=-1.0))
     for path, x in flatten_dict(before).items():
         largest = max(np.abs(x).max(), np.abs(flatten_dict(there)[path]).max())
         assert np.abs(back[path] - x).max() <= 4 * np.finfo(np.float32).eps * largest, path
+
+
+def test_merging_into_a_copy(tiny_checkpoint: Path) -> None:
+    loaded = qa_jax.load(tiny_checkpoint)
+    before = jax.tree.map(np.array, loaded.params)
+    adapter = random_adapter(loaded)
+    copy = flatten_dict(merge_lora(loaded.params, adapter, donate=False))
+    kept = flatten_dict(loaded.params)
+    for path, x in flatten_dict(before).items():
+        np.testing.assert_array_equal(x, kept[path])
+        assert (copy[path] is kept[path]) == (
+            path[-1] != "kernel" or path[:-1] not in adapter.scales
+        )
+    whole = flatten_dict(merge_lora(loaded.params, adapter))
+    for path, x in whole.items():
+        np.testing.assert_array_equal(x, copy[path])
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
