@@ -6,6 +6,6 @@ COPY setup.py pyproject.toml README.md LICENSE ./
 COPY qa_jax qa_jax
 COPY tools tools
 COPY configs configs
-RUN extras="gcs"; if [ "$ACCELERATOR" != cpu ]; then extras="$extras,$ACCELERATOR"; fi; python -m pip install --no-cache-dir ".[$extras]"
+RUN extras="gcs,serve"; if [ "$ACCELERATOR" != cpu ]; then extras="$extras,$ACCELERATOR"; fi; python -m pip install --no-cache-dir ".[$extras]"
 RUN qa-jax --help
 ENTRYPOINT ["qa-jax"]

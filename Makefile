@@ -7,7 +7,7 @@ export JAX_PLATFORMS ?= cpu
 # Huge pages: a step takes a quarter less time on Linux; no effect elsewhere.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo stages test jobs lint parity bench clean
+.PHONY: demo stages serve test jobs lint parity bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/qa-jax demo --output runs/demo
@@ -15,6 +15,12 @@ demo: $(VENV)/.demo
 # The demo, unless it has been run, then the report's third stage, DPO.
 stages: $(VENV)/.demo
 	$(BIN)/qa-jax demo --stages --output runs/demo
+
+# The demo's model behind an API and a page; the demo first, unless it has been run.
+serve: $(VENV)/.demo
+	$(BIN)/python -m pip install -q --no-compile -e ".[serve]"
+	test -f runs/demo/results.json || $(BIN)/qa-jax demo --output runs/demo
+	$(BIN)/qa-jax serve --checkpoint runs/demo/model --name demo --window-seconds 3
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not parity and not jobs"

@@ -32,9 +32,9 @@ from qa_jax.model import LogMel
 BATCH, TEXT_TOKENS, NEW_TOKENS = 2, 64, 64
 
 
-def reference(directory: Path) -> torch.nn.Module:
-    """transformers' model of the `bench` preset with random weights, saved for qa_jax to load."""
-    raw = to_hf(preset("bench"))
+def reference(directory: Path, name: str = "bench") -> torch.nn.Module:
+    """transformers' model of a preset with random weights, saved for qa_jax to load."""
+    raw = to_hf(preset(name))
     config = transformers.Qwen2AudioConfig(
         audio_config=raw["audio_config"],
         text_config=raw["text_config"],

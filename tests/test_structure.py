@@ -12,7 +12,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CODE = ["qa_jax", "tools", "tests", "benchmarks"]
 # Tests of several modules at once.
-END_TO_END = {"parity", "sharding", "jobs", "fuzz", "storage", "test_types.py", "test_structure.py"}
+END_TO_END = {
+    "parity",
+    "sharding",
+    "jobs",
+    "fuzz",
+    "storage",
+    "browser",
+    "test_types.py",
+    "test_structure.py",
+}
 # Not the forward pass: initialization, gradients, FLOPs, the kernels that `dispatch.py` chooses,
 # the KV cache and int8 weights.
 NOT_FORWARD = {"params.py", "gradients.py", "flops.py", "chunked.py", "splash.py", "cudnn.py"}

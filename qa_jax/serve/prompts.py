@@ -137,7 +137,7 @@ class PromptMaker:
 
     def chat(self, messages: Sequence[JsonDict], owner: str = "") -> tuple[list[int], list[Clip]]:
         """Ids and clips of a conversation; raises ApiError."""
-        taken, clips = list[JsonDict](), list[Float[np.ndarray, " S"]]()
+        taken, clips = list[JsonDict](), list[Float[np.ndarray, " _"]]()
         for i, message in enumerate(messages):
             taken.append(self._message(message, f"messages[{i}]", clips, owner))
         if self.is_raw:
@@ -150,7 +150,7 @@ class PromptMaker:
         return self._tokenize(text, clips, "messages")
 
     def _message(
-        self, message: JsonDict, where: str, clips: list[Float[np.ndarray, " S"]], owner: str
+        self, message: JsonDict, where: str, clips: list[Float[np.ndarray, " _"]], owner: str
     ) -> JsonDict:
         """A message with the clips that it adds as arrays."""
         _only(message, {"role", "content", *_NULL_FIELDS}, where)
@@ -177,7 +177,7 @@ class PromptMaker:
         return {"role": _ROLES.get(str(role), role), "content": content}
 
     def raw(
-        self, prompt: str | Sequence[int], clips: Sequence[Float[np.ndarray, " S"]]
+        self, prompt: str | Sequence[int], clips: Sequence[Float[np.ndarray, " _"]]
     ) -> tuple[list[int], list[Clip]]:
         """Ids and clips of a raw prompt, or of ids with one placeholder for each clip."""
         if isinstance(prompt, str):
@@ -189,7 +189,7 @@ class PromptMaker:
         return text, [Clip.of(clip, self.model.config) for clip in clips]
 
     def _tokenize(
-        self, text: str, waveforms: Sequence[Float[np.ndarray, " S"]], param: str
+        self, text: str, waveforms: Sequence[Float[np.ndarray, " _"]], param: str
     ) -> tuple[list[int], list[Clip]]:
         try:
             ids = self.processor.tokenize(text, [w.size for w in waveforms])
