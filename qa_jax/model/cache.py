@@ -119,11 +119,19 @@ def _write(
 ) -> Shaped[Array, "L slots K entries *H"]:
     """Updated in place, as the carry of the scan over layers."""
     new, rest = new.astype(cache.dtype)[None, :, None], (0,) * (cache.ndim - 4)
-    for r in range(new.shape[1]):
-        slot = r if at.slots is None else at.slots[r]
-        index, entries = (layer, slot, 0, at.start[r], *rest), new[:, r]
-        if at.slots is not None:
-            old = jax.lax.dynamic_slice(cache, index, entries.shape)
-            entries = jnp.where(slot < cache.shape[1], entries, old)
-        cache = jax.lax.dynamic_update_slice(cache, entries, index)
-    return cache
+    if at.slots is None:
+        for r in range(new.shape[1]):
+            index = (layer, r, 0, at.start[r], *rest)
+            cache = jax.lax.dynamic_update_slice(cache, new[:, r], index)
+        return cache
+    slots = at.slots
+
+    def write_row(r: jax.Array, cache: jax.Array) -> jax.Array:
+        index = (layer, slots[r], 0, at.start[r], *rest)
+        entries = jax.lax.dynamic_index_in_dim(new, r, 1, keepdims=False)
+        old = jax.lax.dynamic_slice(cache, index, entries.shape)
+        entries = jnp.where(slots[r] < cache.shape[1], entries, old)
+        return jax.lax.dynamic_update_slice(cache, entries, index)
+
+    # Not unrolled: XLA would copy the whole cache for each row, since rows are read as well.
+    return jax.lax.fori_loop(0, new.shape[1], write_row, cache)
