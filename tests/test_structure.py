@@ -19,6 +19,7 @@ END_TO_END = {
     "fuzz",
     "storage",
     "browser",
+    "clients",
     "test_types.py",
     "test_structure.py",
 }
