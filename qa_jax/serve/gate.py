@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import ipaddress
 import json
 import logging
 import re
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
+from urllib.parse import urlsplit
 
 from starlette.responses import JSONResponse
 
@@ -86,7 +88,7 @@ class Gate:
         self, scope: Scope, headers: dict[str, str], receive: Receive, send: Send
     ) -> None:
         try:
-            self._check_origin(headers)
+            self._check_host(headers)
             scope["state"]["owner"] = self._check_key(headers, websocket_key(headers))
         except ApiError as error:
             await send({"type": "websocket.close", "code": 1008, "reason": error.message[:120]})
@@ -101,23 +103,22 @@ class Gate:
             path = scope["path"]
             if not (path in _OPEN[:3] or path.startswith(_OPEN[3])):
                 scope["state"]["owner"] = self._check_key(headers)
-            if scope["method"] == "POST":
-                self._check_origin(headers)
-                self._check_size(headers)
-                body = bytearray()
+            self._check_host(headers)
+            self._check_size(headers)
+            body = bytearray()
+            try:
                 async with asyncio.timeout(self.config.receive_seconds):
                     async for part in _parts(receive):
                         size += len(part)
                         self._num_bytes += len(part)
                         body += part
                         self._check_size({"content-length": str(size)})
-            else:
-                body = bytearray()
-            limit = self.config.request_seconds + _GRACE_SECONDS
-            async with asyncio.timeout(limit):
+            except TimeoutError:
+                raise ApiError(408, "the request was not sent in time", code="timeout") from None
+            async with asyncio.timeout(self.config.request_seconds + _GRACE_SECONDS):
                 await _while_connected(self.app, scope, bytes(body), receive, send)
         except TimeoutError:
-            await _refuse(scope, send, ApiError(408, "the request was not sent in time"))
+            pass  # a client that does not read: its connection is closed
         except ApiError as error:
             await _refuse(scope, send, error)
         finally:
@@ -140,13 +141,21 @@ class Gate:
             )
         return str(found.index(True))
 
-    def _check_origin(self, headers: dict[str, str]) -> None:
-        """Pages of other hosts may not use a server that needs no key."""
-        origin = headers.get("origin")
-        if self._keys or origin is None:
+    def _check_host(self, headers: dict[str, str]) -> None:
+        """A server without a key listens on loopback alone; pages of other hosts, which a browser
+        on this machine may have open, may not use it, also if their name stands for it."""
+        if self._keys:
             return
-        if origin.partition("://")[2] != headers.get("host"):
-            raise ApiError(403, f"pages of {origin} may not use this server", code="origin")
+        host = headers.get("host", "")
+        origin = headers.get("origin", f"http://{host}").partition("://")[2]
+        name = urlsplit(f"//{host}").hostname or ""
+        if origin == host and (name == "localhost" or _is_address(name)):
+            return
+        raise ApiError(
+            403,
+            f"pages of {origin} at {host} may not use a server without a key; set QA_JAX_API_KEYS",
+            code="host",
+        )
 
     def _check_size(self, headers: dict[str, str]) -> None:
         limit = self.config.max_body_mib * 2**20
@@ -159,6 +168,14 @@ class Gate:
             raise ApiError(
                 429, "too many large requests", code="busy", headers={"Retry-After": "1"}
             )
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def websocket_key(headers: dict[str, str]) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import functools
+import http.client
 import http.server
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -393,3 +395,55 @@ def test_probes_and_metrics(server: Running, client: openai.OpenAI) -> None:
         "vllm:e2e_request_latency_seconds_sum",
     ):
         assert name in text, name
+
+
+FORBIDDEN = [
+    "http://127.0.0.1/a.wav",
+    "http://127.1/a.wav",
+    "http://2130706433/a.wav",
+    "http://0x7f000001/a.wav",
+    "http://0.0.0.0/a.wav",
+    "http://[::1]/a.wav",
+    "http://[::ffff:127.0.0.1]/a.wav",
+    "http://localhost/a.wav",
+    "HTTP://LOCALHOST/a.wav",
+    "http://169.254.169.254/latest/meta-data",
+    "http://10.0.0.1/a.wav",
+    "http://example.org@127.0.0.1/a.wav",
+    "http://127.0.0.1#.example.org",
+    "http://127.0.0.1\\.example.org/a.wav",
+    "http://127.0.0.1?.example.org",
+    "http://sub.example.org.evil.example/a.wav",
+    "http://inside.example.org/a.wav",  # whose address is private
+    "https://inside.example.org/a.wav",
+    "//inside.example.org/a.wav",
+    "ftp://sub.example.org/a.wav",
+    "gopher://sub.example.org/a.wav",
+    "file://sub.example.org/etc/passwd",
+    "http:/127.0.0.1/a.wav",
+]
+
+
+def test_addresses_inside_are_not_asked(
+    served_model: qa_jax.LoadedModel, web: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_up, asked = socket.getaddrinfo, list[object]()
+
+    def private(host: object, *args: Any, **settings: Any) -> Any:
+        if host == "inside.example.org":
+            host = "127.0.0.1"
+        return look_up(host, *args, **settings)  # type: ignore[arg-type]
+
+    def connect(connection: http.client.HTTPConnection) -> None:
+        asked.append(connection.host)
+        raise OSError("not here")
+
+    monkeypatch.setattr(socket, "getaddrinfo", private)
+    monkeypatch.setattr(http.client.HTTPConnection, "connect", connect)
+    with running(served_model, audio_hosts=("*.example.org",)) as strict:
+        client = strict.client()
+        for url in FORBIDDEN:
+            part = {"type": "audio_url", "audio_url": {"url": url}}
+            with pytest.raises(openai.BadRequestError):
+                client.chat.completions.create(model="tiny", messages=[user(part)])
+    assert asked == []

@@ -56,14 +56,32 @@ def test_headers_that_do_not_come(served_model: qa_jax.LoadedModel) -> None:
         assert time.monotonic() - started < 20
 
 
-def test_pages_of_others_need_a_key(served_model: qa_jax.LoadedModel) -> None:
-    body = json.dumps(BODY).encode()
-    with running(served_model, keys=()) as open_server:
-        own = f"http://127.0.0.1:{open_server.port}"
-        for origin, status in (("https://evil.example", b"403"), (own, b"200")):
-            host = f"127.0.0.1:{open_server.port}"
-            told = request(open_server, post(body, Host=host, Origin=origin), is_complete=False)
-            assert told.startswith(b"HTTP/1.1 " + status)
+@pytest.mark.parametrize(
+    ("host", "origin", "status"),
+    [
+        ("127.0.0.1:{port}", "http://127.0.0.1:{port}", b"200"),
+        ("localhost:{port}", "http://localhost:{port}", b"200"),
+        ("127.0.0.1:{port}", "https://evil.example", b"403"),
+        ("evil.example:{port}", "http://evil.example:{port}", b"403"),  # which stands for loopback
+        ("evil.example", "", b"403"),
+        ("127.0.0.1:{port}", "null", b"403"),
+        ("[::1", "http://[::1", b"4"),
+    ],
+)
+def test_pages_of_others_need_a_key(
+    open_server: Running, host: str, origin: str, status: bytes
+) -> None:
+    headers = {"Host": host.format(port=open_server.port)}
+    if origin:
+        headers["Origin"] = origin.format(port=open_server.port)
+    told = request(open_server, post(json.dumps(BODY).encode(), **headers), is_complete=False)
+    assert told.startswith(b"HTTP/1.1 " + status)
+
+
+@pytest.fixture(scope="module")
+def open_server(served_model: qa_jax.LoadedModel) -> Iterator[Running]:
+    with running(served_model, keys=()) as found:
+        yield found
 
 
 @pytest.fixture
