@@ -83,7 +83,7 @@ def _adapters(given: list[str]) -> dict[str, str]:
     found = {}
     for text in given:
         name, _, directory = text.partition("=")
-        if not name or not Path(directory).is_dir():
+        if not name or not directory or not Path(directory).is_dir():
             raise InputError("--adapters", f"{text!r}", "write NAME=DIR of an adapter")
         found[name] = directory
     return found

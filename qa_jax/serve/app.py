@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import FrameType
 
 import h11
 import uvicorn
@@ -161,6 +163,14 @@ class _Protocol(H11Protocol):
         self._idle_timer = self.loop.call_later(seconds, self._check_idle)
 
 
+class _Server(uvicorn.Server):
+    """uvicorn's, for which a signal that it has obeyed is no failure."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+
+
 def start_logs() -> None:
     """Writes the server's log to stderr: a line of JSON for each request."""
     handler = logging.StreamHandler(sys.stderr)
@@ -197,7 +207,7 @@ def make_server(app: Gate, config: ServeConfig) -> tuple[uvicorn.Server, socket.
         timeout_graceful_shutdown=math.ceil(config.request_seconds),
         ws_max_size=config.max_body_mib * 2**20,
     )
-    return uvicorn.Server(settings), listener
+    return _Server(settings), listener
 
 
 def run_app(app: Gate, config: ServeConfig) -> None:

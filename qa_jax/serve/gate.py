@@ -148,8 +148,7 @@ class Gate:
             return
         host = headers.get("host", "")
         origin = headers.get("origin", f"http://{host}").partition("://")[2]
-        name = urlsplit(f"//{host}").hostname or ""
-        if origin == host and (name == "localhost" or _is_address(name)):
+        if origin == host and _is_own_name(host):
             return
         raise ApiError(
             403,
@@ -170,12 +169,13 @@ class Gate:
             )
 
 
-def _is_address(name: str) -> bool:
+def _is_own_name(host: str) -> bool:
+    """Whether a Host is localhost or an address, with or without a port."""
     try:
-        ipaddress.ip_address(name)
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or bool(ipaddress.ip_address(name))
     except ValueError:
         return False
-    return True
 
 
 def websocket_key(headers: dict[str, str]) -> str:

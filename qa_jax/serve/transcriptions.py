@@ -79,7 +79,7 @@ class Transcriptions:
         seconds, windows = await self.service.in_thread(make)
         if body.stream:
             has_times = bool(body.timestamp_granularities)
-            return EventStream(lambda: self._events(http, served, windows, seconds, has_times))
+            return EventStream(lambda: self._events(http, served, windows, has_times))
         async with aclosing(self.segments(http, served, windows)) as found:
             segments = [segment async for segment in found]
         return _response(body, task, segments, seconds)
@@ -160,12 +160,11 @@ class Transcriptions:
         http: HTTPRequest,
         served: Served,
         windows: Sequence[Window],
-        seconds: float,
         has_times: bool,
     ) -> AsyncGenerator[str, None]:
         """OpenAI's events: a delta for each window, and its times if they are asked for; then the
         whole."""
-        text, index = "", 0
+        text, index, num_prompt, num_generated = "", 0, 0, 0
         async with aclosing(self.segments(http, served, windows)) as segments:
             async for segment in segments:
                 joined = join_texts([text, segment.text])
@@ -175,8 +174,15 @@ class Transcriptions:
                     told = {"text": segment.text, "speaker": ""}
                     yield event({"type": "transcript.text.segment", **times, **told})
                 index += 1
+                num_prompt += segment.answer.request.tokens.size
+                num_generated += len(segment.answer.generated)
                 text = joined
-        usage = {"type": "duration", "seconds": math.ceil(seconds)}
+        usage = {
+            "type": "tokens",
+            "input_tokens": num_prompt,
+            "output_tokens": num_generated,
+            "total_tokens": num_prompt + num_generated,
+        }
         yield event({"type": "transcript.text.done", "text": text, "usage": usage})
 
 

@@ -31,6 +31,9 @@ const prompts = [
   [{ role: "system", content: "be brief" }, ...user(text("hello"))],
   [...user(clip), { role: "assistant", content: "a dog" }, ...user(text("sure?"))],
   [{ role: "user", content: "plain" }],
+  [{ role: "developer", content: "be brief" }, ...user(clip)],
+  user(text("one"), text("two")), user(clip, text("and"), clip, text("again")),
+  user(text("你好 naïve 🙂"), clip),
 ];
 for (const messages of prompts) {
   const whole = await chat(messages);
@@ -55,7 +58,8 @@ const told = await chat(prompts[0], { logprobs: true, top_logprobs: 3, user: "me
 assert.ok(told.choices[0].logprobs.content.every((t) => t.top_logprobs.length === 3));
 for (const settings of [
   { stop: ["e"] }, { presence_penalty: 0.5 }, { frequency_penalty: 0.5 }, { top_p: 0.5 },
-  { logit_bias: { 11: -5 } }, { modalities: ["text"] }, { response_format: { type: "text" } },
+  { logit_bias: { 11: -5 } }, { n: 2, temperature: 0.7 }, { seed: 1, temperature: 2 },
+  { max_completion_tokens: 1, max_tokens: undefined }, { modalities: ["text"] }, { response_format: { type: "text" } },
 ]) assert.ok((await chat(prompts[1], settings)).choices[0].message);
 
 for (const prompt of ["hello", ["hello", "you"], [20, 21, 22]]) {
