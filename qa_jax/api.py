@@ -15,7 +15,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from qa_jax.checkpoint import load_weights, merge_adapter, read_model_config, split_step
-from qa_jax.config import Dtype, ModelConfig, SamplingConfig, from_generation_config, read_json
+from qa_jax.config import (
+    Dtype,
+    JsonDict,
+    ModelConfig,
+    SamplingConfig,
+    from_generation_config,
+    read_json,
+)
 from qa_jax.data import AudioSource, Batch, Message, Processor, Tokenizer, load_tokenizer
 from qa_jax.data.questions import Question
 from qa_jax.data.tokenizer import END_OF_TEXT, IM_END
@@ -192,7 +199,7 @@ class LoadedModel:
         finally:
             self.engine.cancel(answer)  # of a reader who went away
 
-    def _sampling(self, settings: dict[str, Any]) -> SamplingConfig:
+    def _sampling(self, settings: JsonDict) -> SamplingConfig:
         known = {f.name for f in dataclasses.fields(SamplingConfig)}
         for name in settings:
             if name not in known:

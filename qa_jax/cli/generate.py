@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from qa_jax.cli import common
+from qa_jax.config import JsonDict
 from qa_jax.errors import InputError
 from qa_jax.terminal import progress_bar
 
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
         text = PLACEHOLDER * len(clips) + (arguments.prompt or "")
         batch = processor(text, clips)
     else:
-        parts: list[dict[str, Any]] = [{"type": "audio", "audio": clip} for clip in clips]
+        parts: list[JsonDict] = [{"type": "audio", "audio": clip} for clip in clips]
         parts += [{"type": "text", "text": arguments.prompt}] if arguments.prompt else []
         system = [{"role": "system", "content": arguments.system}] if arguments.system else []
         batch = processor.apply_chat_template([*system, {"role": "user", "content": parts}])

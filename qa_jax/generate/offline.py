@@ -84,9 +84,8 @@ def answer_questions(
     following = len(done)
     report = progress or (lambda done, total: None)
     report(following, len(questions))
-    indices = _by_length(processor, questions, following)
     asked = _Asker(engine, processor, questions, sampling, window_seconds)
-    answers = _answers(asked, indices, field)
+    answers = _answers(asked, _by_length(processor, questions, following), field)
     with output.open("a", encoding="utf-8") as file, closing(answers):
         for index, answer in answers:
             finished[index] = answer

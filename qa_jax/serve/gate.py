@@ -14,9 +14,9 @@ from collections.abc import AsyncGenerator, Sequence
 from urllib.parse import urlsplit
 
 from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qa_jax.config import JsonDict
-from qa_jax.serve.asgi import App, Event, Receive, Scope, Send
 from qa_jax.serve.errors import ApiError
 from qa_jax.serve.service import Service
 
@@ -42,7 +42,7 @@ class Gate:
         keys: any of which is the password; empty for a server that needs none.
     """
 
-    def __init__(self, app: App, service: Service, keys: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, service: Service, keys: Sequence[str]) -> None:
         self.app, self.service, self.config = app, service, service.config
         self._keys = [key.encode() for key in keys]
         self._num_bytes = 0
@@ -58,7 +58,7 @@ class Gate:
         state["log"] = {}
         status = 0
 
-        async def send_with_id(message: Event) -> None:
+        async def send_with_id(message: Message) -> None:
             nonlocal status
             is_last = message["type"] == "http.response.body" and not message.get("more_body")
             state["is_sent"] = is_last
@@ -196,12 +196,12 @@ async def _parts(receive: Receive) -> AsyncGenerator[bytes, None]:
 
 
 async def _while_connected(
-    app: App, scope: Scope, body: bytes, receive: Receive, send: Send
+    app: ASGIApp, scope: Scope, body: bytes, receive: Receive, send: Send
 ) -> None:
     """Runs the app until it has answered, or the client has gone."""
     is_read = False
 
-    async def replay() -> Event:
+    async def replay() -> Message:
         nonlocal is_read
         if is_read:
             return await receive()
@@ -235,7 +235,7 @@ async def _refuse(scope: Scope, send: Send, error: ApiError) -> None:
     await response(scope, _nothing, send)
 
 
-async def _nothing() -> Event:
+async def _nothing() -> Message:
     return {"type": "http.disconnect"}
 
 

@@ -11,12 +11,12 @@ import anyio.to_thread
 from starlette.requests import HTTPConnection
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from qa_jax.config import JsonDict
 from qa_jax.config.serve import ServeConfig
 from qa_jax.errors import suggest
 from qa_jax.generate import Answer, Request
-from qa_jax.serve.asgi import Receive, Scope, Send
 from qa_jax.serve.errors import ApiError
 from qa_jax.serve.metrics import Metrics
 from qa_jax.serve.prompts import PromptMaker

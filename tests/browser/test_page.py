@@ -28,6 +28,7 @@ DRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
     not (CHROMIUM and DRIVER), reason="Chromium and ChromeDriver are not installed"
 )
+NAME = "demo"
 OPTIONS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
     "--disable-background-networking --disable-component-update --disable-dev-shm-usage "
@@ -47,9 +48,10 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page_server(tiny_checkpoint: Path) -> Iterator[Running]:
-    checkpoint = os.environ.get("QA_JAX_CHECKPOINT", tiny_checkpoint)
-    model = qa_jax.load(checkpoint, num_slots=2, capacity=1024, long_audio="window")
-    with running(model, keys=(), max_new_tokens=64, window_seconds=3.0) as found:
+    given = os.environ.get("QA_JAX_CHECKPOINT")
+    model = qa_jax.load(given or tiny_checkpoint, num_slots=2, capacity=1024, long_audio="window")
+    settings = {"keys": (), "max_new_tokens": 64, "window_seconds": 3.0, "warm_up": bool(given)}
+    with running(model, models={NAME: model}, **settings) as found:  # type: ignore[arg-type]
         yield found
 
 
@@ -67,7 +69,7 @@ def browser(page_server: Running, clip: Path, tmp_path: Path) -> Iterator[webdri
     driver = webdriver.Chrome(options, webdriver.ChromeService(str(DRIVER)))
     try:
         driver.get(page_server.url)
-        wait_until(lambda: text_of(driver, "status") == "ready")
+        wait_until(lambda: text_of(driver, "status") == "ready", 300)
         yield driver
         told = [line["message"] for line in driver.get_log("browser")]
         assert not [m for m in told if "Content Security Policy" in m or "Uncaught" in m], told
@@ -166,7 +168,7 @@ def test_errors_are_told_and_nothing_is_lost(browser: webdriver.Chrome, tmp_path
 
 
 def test_stopping_an_answer(browser: webdriver.Chrome, page_server: Running) -> None:
-    runner = page_server.app.service.models["tiny"].runner
+    runner = page_server.app.service.models[NAME].runner
     write(browser, "tell me everything", Keys.ENTER)
     wait_until(lambda: find(browser, "#stop:not([hidden])") or answers(browser))
     browser.find_element(By.ID, "text").send_keys(Keys.ESCAPE)
