@@ -76,6 +76,8 @@ setup(
             # Clients of the server: OpenAI's, and a browser's driver.
             "openai>=1.60",
             "selenium>=4.20",
+            "srt>=3.5",
+            "webvtt-py>=0.5",
             # The TPU's compiler, which needs no TPU: for tests of `qa-jax plan`.
             'jax[tpu]>=0.10,<0.13; sys_platform == "linux" and platform_machine == "x86_64"',
             "beartype>=0.20",

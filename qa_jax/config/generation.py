@@ -57,9 +57,9 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         for name, valid, remedy in (
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-            ("min_new_tokens", self.min_new_tokens >= 0, "at least 0"),
+            ("min_new_tokens", 0 <= self.min_new_tokens < 2**31, "0 to 2**31 - 1"),
             ("temperature", self.temperature >= 0, "0 for greedy, or more"),
-            ("top_k", self.top_k >= 0, "0 for all, or more"),
+            ("top_k", 0 <= self.top_k < 2**31, "0 for all, or more, below 2**31"),
             ("top_p", 0 < self.top_p <= 1, "over 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "0 to 1"),
             ("repetition_penalty", self.repetition_penalty > 0, "over 0; 1 for none"),

@@ -26,8 +26,8 @@ _OPEN = ("/health", "/ready", "/", "/page/")
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}")
 _BODIES = 16
 """Bodies of the largest size that are held at once, of all requests together."""
-_GRACE_SECONDS = 30.0
-"""For what is not the engine's work: reading clips, sending to a slow client."""
+_SEND_SECONDS = 60.0
+"""For a part of a response, to a client that reads slowly."""
 
 
 class Gate:
@@ -69,15 +69,16 @@ class Gate:
                     (b"x-request-id", state["id"].encode()),
                     (b"x-content-type-options", b"nosniff"),
                 ]
-            await send(message)
+            async with asyncio.timeout(_SEND_SECONDS):
+                await send(message)
 
         try:
             if scope["type"] == "websocket":
                 await self._websocket(scope, headers, receive, send)
             else:
                 await self._http(scope, headers, receive, send_with_id)
-        except ConnectionError:
-            pass
+        except (ConnectionError, TimeoutError):
+            pass  # the client has gone, or does not read
         finally:
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "other")
@@ -115,10 +116,7 @@ class Gate:
                         self._check_size({"content-length": str(size)})
             except TimeoutError:
                 raise ApiError(408, "the request was not sent in time", code="timeout") from None
-            async with asyncio.timeout(self.config.request_seconds + _GRACE_SECONDS):
-                await _while_connected(self.app, scope, bytes(body), receive, send)
-        except TimeoutError:
-            pass  # a client that does not read: its connection is closed
+            await _while_connected(self.app, scope, bytes(body), receive, send)
         except ApiError as error:
             await _refuse(scope, send, error)
         finally:

@@ -28,9 +28,11 @@ _HISTOGRAMS = {
     "request_prompt_tokens": ("Tokens of prompts.", _TOKENS),
     "request_generation_tokens": ("Tokens of answers.", _TOKENS),
     "request_max_num_generation_tokens": ("The most tokens that answers may have.", _TOKENS),
+    "request_params_max_tokens": ("The most tokens that answers may have.", _TOKENS),
     "request_params_n": ("Answers to a request.", (1, 2, 5, 10, 20)),
 }
 _COUNTERS = {
+    "num_preemptions": "Always 0: an answer keeps its slot.",
     "prompt_tokens": "Tokens of prompts.",
     "generation_tokens": "Tokens of answers.",
     "prefix_cache_queries": "Tokens of prompts that were looked for in slots.",
@@ -55,6 +57,9 @@ class Metrics:
             name: Counter(f"vllm:{name}", text, _LABELS, registry=self.registry)
             for name, text in _COUNTERS.items()
         }
+        for counter in self._counters.values():  # they are there before the first request
+            for model in runners:
+                counter.labels(model, "0")
         self._success = Counter(
             "vllm:request_success",
             "Answers by how they ended.",
@@ -101,6 +106,7 @@ class Metrics:
             observe("request_generation_tokens", generated)
             limit = answer.request.sampling.max_new_tokens
             observe("request_max_num_generation_tokens", limit)
+            observe("request_params_max_tokens", limit)
             if generated > 1:
                 mean = (answer.finished - answer.first_token) / (generated - 1)
                 observe("request_time_per_output_token_seconds", mean)

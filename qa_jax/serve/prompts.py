@@ -210,9 +210,8 @@ class PromptMaker:
             return [
                 Request(tokens, clips, sampling.of_row(i), config, decode) for i in range(count)
             ]
-        except (InputError, OverflowError) as error:
-            known = error if isinstance(error, InputError) else InputError("prompt", str(error))
-            raise ApiError.of(known, known.source) from None
+        except InputError as error:
+            raise ApiError.of(error, error.source) from None
 
     def sampling(
         self,

@@ -42,6 +42,8 @@ HARMLESS: dict[str, object] = {
 }
 """Fields that are taken without effect, with the values that have none. Null is always taken."""
 
+_Bias = Annotated[float, Field(ge=-100, le=100)]
+_Token = Annotated[int, Field(ge=0, lt=2**31)]
 _Body = TypeVar("_Body", bound="Body")
 
 
@@ -73,17 +75,17 @@ class SamplingBody(Body):
 
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=MAX_LOGIT_BIASES)] | None = None
+    logit_bias: Annotated[dict[str, _Bias], Field(max_length=MAX_LOGIT_BIASES)] | None = None
     seed: int | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
-    stop_token_ids: Annotated[list[int], Field(max_length=MAX_STOP_IDS)] | None = None
+    stop_token_ids: Annotated[list[_Token], Field(max_length=MAX_STOP_IDS)] | None = None
     ignore_eos: bool = False
     n: Annotated[int, Field(ge=1)] | None = None
     stream: bool | None = None
@@ -104,7 +106,7 @@ class CompletionBody(SamplingBody):
     """Of /v1/completions: raw prompts. `audio` is an extension: the clips of the prompts'
     placeholders, as parts of a message."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | list[str] | list[_Token] | list[list[_Token]]
     audio: list[JsonDict] | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
@@ -121,7 +123,7 @@ class TokenizeBody(Body):
 class DetokenizeBody(Body):
     """Of /detokenize."""
 
-    tokens: list[int]
+    tokens: list[_Token]
 
 
 class TranscriptionBody(Body):
@@ -142,12 +144,18 @@ class TranscriptionBody(Body):
 def parse_json(raw: bytes) -> JsonDict:
     """A body's object; raises ApiError for anything else."""
     try:
-        found = json.loads(raw)
+        found = json.loads(raw, parse_constant=_no_number)
+        if b"\\u" in raw:
+            json.dumps(found, ensure_ascii=False).encode()  # raises for half a character
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is not JSON ({error})", code="invalid_json") from None
     if not isinstance(found, dict):
         raise ApiError(400, "the body is not a JSON object", code="invalid_json")
     return found
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number of JSON's")
 
 
 def parse_body(kind: type[_Body], raw: JsonDict) -> tuple[_Body, list[str]]:

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import srt
+import webvtt
 
 import qa_jax
 from qa_jax.data.questions import audio_questions
@@ -86,6 +88,13 @@ def test_subtitles(model: qa_jax.LoadedModel) -> None:
         "1\n00:00:00,000 --> 00:00:01,500\none\n<two> & three\n\n"
         "2\n01:00:00,000 --> 01:02:03,250\nfour\n\n"
     )
+    cues = list(srt.parse(to_srt(segments)))
+    assert [(c.start.total_seconds(), c.end.total_seconds()) for c in cues] == [
+        (0.0, 1.5),
+        (3600.0, 3723.25),
+    ]
+    captions = webvtt.from_string(to_vtt(segments))
+    assert [c.start for c in captions] == ["00:00:00.000", "01:00:00.000"]
     assert to_vtt(segments) == (
         "WEBVTT\n\n00:00:00.000 --> 00:00:01.500\none\n&lt;two&gt; &amp; three\n\n"
         "01:00:00.000 --> 01:02:03.250\nfour\n"

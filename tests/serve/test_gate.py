@@ -13,6 +13,7 @@ import openai
 import pytest
 
 import qa_jax
+from qa_jax.serve import gate
 from tests.serve.raw import post, request
 from tests.serve.server import Running, input_audio, running, user, wait_until
 from tests.serve.test_endpoints import CLIP
@@ -115,3 +116,19 @@ def test_a_client_that_leaves_frees_its_slot(server: Running, stream: bool) -> N
         wait_until(lambda: runner.num_running == 4)
     wait_until(lambda: runner.num_running == 0)
     assert runner.num_waiting == 0
+
+
+def test_a_client_that_does_not_read_is_left(
+    server: Running, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(gate, "_SEND_SECONDS", 0.3)
+    settings = {"max_tokens": 300, "stream": True, "ignore_eos": True, "n": 16}
+    body = {**BODY, **settings, "logprobs": True, "top_logprobs": 20}
+    runner = server.app.service.models["tiny"].runner
+    with closing(socket.socket()) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
+        connection.sendall(post(json.dumps(body).encode()))
+        wait_until(lambda: runner.num_running == 4)
+        wait_until(lambda: log.records)
+    assert json.loads(log.records[0].message)["status"] == 200
