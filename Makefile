@@ -38,7 +38,7 @@ lint: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site
 
 parity: $(VENV)/.parity
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m parity
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m parity tests/parity
 
 bench: $(VENV)/.parity
 	$(BIN)/python benchmarks/against_transformers.py
