@@ -86,7 +86,7 @@ class Metrics:
         observe("request_params_n", num_choices)
         for answer in answers:
             prompt, generated = answer.request.tokens.size, len(answer.generated)
-            self._success.labels(*labels, _reason(answer)).inc()
+            self._success.labels(*labels, reason_of(answer)).inc()
             for name, count in (
                 ("prompt_tokens", prompt),
                 ("generation_tokens", generated),
@@ -114,8 +114,9 @@ class Metrics:
                     observe("inter_token_latency_seconds", mean)
 
 
-def _reason(answer: Answer) -> str:
-    return "abort" if answer.finish_reason == "cancelled" else str(answer.finish_reason)
+def reason_of(answer: Answer) -> str:
+    """How an answer ended, in vLLM's words; one that is being cancelled has not."""
+    return "abort" if answer.finish_reason in (None, "cancelled") else answer.finish_reason
 
 
 class _Engines:

@@ -18,7 +18,7 @@ from qa_jax.config.serve import ServeConfig
 from qa_jax.errors import suggest
 from qa_jax.generate import Answer, Request
 from qa_jax.serve.errors import ApiError
-from qa_jax.serve.metrics import Metrics
+from qa_jax.serve.metrics import Metrics, reason_of
 from qa_jax.serve.prompts import PromptMaker
 from qa_jax.serve.responses import DONE, Form, Growth, event, usage
 from qa_jax.serve.runner import Answers, Runner
@@ -151,7 +151,7 @@ def _log_answers(log: JsonDict, served: Served, answers: Sequence[Answer]) -> No
     first = min((a.first_token - a.submitted for a in answers if a.first_token), default=None)
     if first is not None:
         log.setdefault("first_token_seconds", round(first, 4))
-    reasons = {str(a.finish_reason) for a in answers}
+    reasons = {reason_of(a) for a in answers}
     log["finish_reasons"] = sorted(reasons | set(log.get("finish_reasons", [])))
 
 

@@ -50,6 +50,22 @@ def test_speech_without_a_pause_is_cut_where_it_is_quietest() -> None:
     assert 22 * RATE <= cut <= 22 * RATE + 8000
 
 
+def test_a_cut_is_in_the_middle_of_a_pause() -> None:
+    waveform = np.random.default_rng(0).standard_normal(50 * RATE).astype(np.float32)
+    waveform[20 * RATE : 22 * RATE] = 0
+    (_, cut), _ = split_windows(waveform)
+    assert abs(cut - 21 * RATE) < RATE / 10
+
+
+def test_a_place_is_as_loud_as_what_follows() -> None:
+    """The end of the longest window is judged by the speech after it, too."""
+    waveform = np.random.default_rng(0).standard_normal(50 * RATE).astype(np.float32)
+    waveform[20 * RATE : 20 * RATE + 4800] *= 0.6
+    waveform[30 * RATE - 2400 : 30 * RATE] *= 0.5
+    (_, cut), _ = split_windows(waveform)
+    assert 20 * RATE <= cut <= 20 * RATE + 4800
+
+
 def test_pieces_of_any_size_give_the_same_windows() -> None:
     for i in range(20):
         waveform = speech(45 + 7 * i, i)

@@ -108,14 +108,22 @@ def test_a_line_in_the_log(server: Running, log: pytest.LogCaptureFixture) -> No
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_leaves_frees_its_slot(server: Running, stream: bool) -> None:
+def test_a_client_that_leaves_frees_its_slot(
+    server: Running, stream: bool, log: pytest.LogCaptureFixture
+) -> None:
     body = {**BODY, "max_tokens": 300, "stream": stream, "ignore_eos": True, "n": 4}
     runner = server.app.service.models["tiny"].runner
     with closing(socket.create_connection(("127.0.0.1", server.port))) as connection:
         connection.sendall(post(json.dumps(body).encode()))
         wait_until(lambda: runner.num_running == 4)
+        (group,) = runner._live
     wait_until(lambda: runner.num_running == 0)
     assert runner.num_waiting == 0
+    assert {answer.finish_reason for answer in group.items} == {"cancelled"}
+    wait_until(lambda: log.records)
+    line = json.loads(log.records[0].message)
+    assert line["disconnected"]
+    assert line["finish_reasons"] == ["abort"]
 
 
 def test_a_client_that_does_not_read_is_left(
