@@ -122,6 +122,20 @@ def test_stops(client: openai.OpenAI) -> None:
     assert limited.usage.completion_tokens == 2
 
 
+def test_only_ids_of_the_request_are_told_as_stops(client: openai.OpenAI) -> None:
+    (end,), (word, *_) = (reference_ids(client, text) for text in ("<|im_end|>", "hello"))
+    for token, extra, told in ((end, {}, None), (word, {"stop_token_ids": [word]}, word)):
+        found = client.chat.completions.create(
+            model="tiny",
+            messages=[user("go on")],
+            max_tokens=5,
+            temperature=0,
+            logit_bias={str(token): 100},
+            extra_body=extra,
+        ).choices[0]
+        assert (found.finish_reason, found.model_extra) == ("stop", {"stop_reason": told})
+
+
 def test_ignoring_the_end(client: openai.OpenAI) -> None:
     """As load generators ask for answers of a given length."""
     found = client.chat.completions.create(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
@@ -54,6 +56,27 @@ def test_windows_are_answered_as_alone(client: openai.OpenAI, transcript: Any) -
         assert (a.start, a.end, a.text) == (own.start, own.end, own.text)
         assert a.tokens == own.answer.tokens
         assert a.avg_logprob < 0
+
+
+def test_windows_of_a_clip_leave_room_for_others(
+    server: Running, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No more of them are in the queue than there are slots."""
+    runner = server.app.service.models["tiny"].runner
+    answer, asked, most = runner.answer, 0, 0
+
+    @asynccontextmanager
+    async def counted(*args: Any) -> AsyncIterator[Any]:
+        nonlocal asked, most
+        asked += 1
+        most = max(most, asked)
+        async with answer(*args) as group:
+            yield group
+        asked -= 1
+
+    monkeypatch.setattr(runner, "answer", counted)
+    transcribe(client)
+    assert most == runner.engine.num_slots == 4
 
 
 def test_subtitles_and_text(client: openai.OpenAI, transcript: Any) -> None:
