@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ def test_ignoring_the_end(client: openai.OpenAI) -> None:
     assert found.usage.completion_tokens == 40
 
 
-def test_a_conversation_is_computed_once(client: openai.OpenAI) -> None:
+def test_a_conversation_is_computed_once(server: Running, client: openai.OpenAI) -> None:
     messages: list[Any] = [user(input_audio(OTHER), "what is it?")]
     first = client.chat.completions.create(model="tiny", messages=messages, max_tokens=8)
     answer = first.choices[0].message
@@ -160,6 +161,9 @@ def test_a_conversation_is_computed_once(client: openai.OpenAI) -> None:
     assert details is not None
     assert (details.cached_tokens or 0) >= first.usage.prompt_tokens - 1
     assert details.audio_tokens == 20
+    text = client.with_options(base_url=server.url).get("/metrics", cast_to=str)
+    hits = re.search(r"prefix_cache_hits_total\S* (\S+)", text)
+    assert hits is not None and float(hits[1]) >= (details.cached_tokens or 0)
 
 
 def test_raw_completions(client: openai.OpenAI, reference: qa_jax.LoadedModel) -> None:
@@ -307,7 +311,7 @@ def test_harmless_fields_are_told(client: openai.OpenAI) -> None:
         max_tokens=2,
         user="somebody",
         modalities=["text"],
-        extra_body={"tools": None, "tool_choice": None},
+        extra_body={"tools": None, "tool_choice": None, "ignore_eos": None},
     )
     assert raw.headers["x-ignored-fields"] == "modalities, tool_choice, tools, user"
     assert raw.parse().choices[0].message.content is not None
