@@ -162,7 +162,7 @@ def test_a_conversation_is_computed_once(server: Running, client: openai.OpenAI)
     assert (details.cached_tokens or 0) >= first.usage.prompt_tokens - 1
     assert details.audio_tokens == 20
     text = client.with_options(base_url=server.url).get("/metrics", cast_to=str)
-    hits = re.search(r"prefix_cache_hits_total\S* (\S+)", text)
+    hits = re.search(r"prefix_cache_hits_total\{\S+ (\S+)", text)
     assert hits is not None and float(hits[1]) >= (details.cached_tokens or 0)
 
 
