@@ -92,7 +92,7 @@ def _adapters(given: list[str]) -> dict[str, str]:
 def _keys(path: str | None) -> list[str]:
     """Keys of a file, or of QA_JAX_API_KEYS."""
     if path is None:
-        return [k for k in os.environ.get("QA_JAX_API_KEYS", "").split(",") if k.strip()]
+        return os.environ.get("QA_JAX_API_KEYS", "").replace(",", " ").split()
     try:
         keys = Path(path).read_text().split()
     except OSError as error:

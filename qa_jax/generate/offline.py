@@ -155,12 +155,10 @@ class _Asker(NamedTuple):
 
     def _windows(self, question: Question, sampling: SamplingConfig) -> list[Window]:
         processor, config = self.processor, self.engine.config
-        is_split = self.window_seconds is not None and question.instruction is not None
-        long_audio = "window" if is_split else None
-        clips = processor.load(question.prompt.audio, base=question.base, long_audio=long_audio)
+        audio, base = question.prompt.audio, question.base
         if self.window_seconds is not None and question.instruction is not None:
             return window_requests(
-                clips[0],
+                processor.load(audio, base=base, long_audio="window")[0],
                 question.instruction,
                 processor,
                 config,
@@ -168,6 +166,7 @@ class _Asker(NamedTuple):
                 raw=question.is_raw,
                 max_seconds=self.window_seconds,
             )
+        clips = processor.load(audio, base=base)
         ids, clips = processor.tokenize_clips(question.prompt.text, clips)
         made = [Clip.of(clip, config) for clip in clips]
         request = Request(np.array(ids), made, sampling, config, processor.tokenizer.decode)

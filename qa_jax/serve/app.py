@@ -80,7 +80,6 @@ def make_app(
         for one in served:
             one.runner.start(warm_up)
         yield
-        service.is_draining = True
         for one in served:
             await asyncio.to_thread(one.runner.close)
 

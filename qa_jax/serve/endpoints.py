@@ -182,7 +182,7 @@ class Endpoints:
     async def ready(self, _: HTTPRequest) -> Response:
         """GET /ready: whether requests are answered, without compiling."""
         is_ready = all(s.runner.is_ready for s in self.service.models.values())
-        return Response(status_code=200 if is_ready and not self.service.is_draining else 503)
+        return Response(status_code=200 if is_ready else 503)
 
     async def metrics(self, _: HTTPRequest) -> Response:
         """GET /metrics."""

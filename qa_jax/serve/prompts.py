@@ -106,7 +106,7 @@ class PromptMaker:
             raise ApiError(400, f"{where}.{key}: is not text", f"{where}.{key}")
         if kind == "input_audio" and not text.startswith("data:"):
             text = f"data:audio;base64,{text}"
-        clip = self.read_file(self._fetch(text, where), where)
+        clip = self.read_file(self._fetch(text, where), where, self.processor.long_audio)
         if uuid is not None:
             self.store.put((owner, uuid), clip)
         return clip
@@ -119,10 +119,8 @@ class PromptMaker:
         except InputError as error:
             raise ApiError(400, f"{where}: {error.cause}; {error.remedy}", where) from None
 
-    def read_file(
-        self, content: bytes, where: str, long_audio: str = "error"
-    ) -> Float[np.ndarray, " S"]:
-        """The waveform of a file's bytes; raises ApiError."""
+    def read_file(self, content: bytes, where: str, long_audio: str) -> Float[np.ndarray, " S"]:
+        """The waveform of a file's bytes; `long_audio` as in `load_audio`. Raises ApiError."""
         try:
             return load_audio(
                 content,
@@ -182,18 +180,24 @@ class PromptMaker:
         """Ids and clips of a raw prompt, or of ids with one placeholder for each clip."""
         if isinstance(prompt, str):
             return self._tokenize(prompt, clips, "prompt")
-        text = list[int]()
-        sizes = iter([Clip.of(clip, self.model.config).num_tokens for clip in clips])
+        ids, remaining, found = list[int](), iter(clips), list[Clip]()
         for i in prompt:
-            text += [i] * next(sizes, 1) if i == self.processor.audio_token_id else [i]
-        return text, [Clip.of(clip, self.model.config) for clip in clips]
+            clip = next(remaining, None) if i == self.processor.audio_token_id else None
+            if clip is None:
+                ids.append(i)
+                continue
+            # As for a text: its windows, if it is long.
+            own, parts = self._tokenize(AUDIO, [clip], "audio")
+            ids += own
+            found += parts
+        return ids, [*found, *(Clip.of(clip, self.model.config) for clip in remaining)]
 
     def _tokenize(
         self, text: str, waveforms: Sequence[Float[np.ndarray, " _"]], param: str
     ) -> tuple[list[int], list[Clip]]:
         try:
-            ids = self.processor.tokenize(text, [w.size for w in waveforms])
-            return ids, [Clip.of(w, self.model.config) for w in waveforms]
+            ids, parts = self.processor.tokenize_clips(text, waveforms)
+            return ids, [Clip.of(part, self.model.config) for part in parts]
         except InputError as error:
             raise ApiError.of(error, param) from None
 

@@ -38,8 +38,9 @@ def usage(answers: Sequence[Answer], num_prompts: int) -> JsonDict:
 
 
 class Part(NamedTuple):
-    """What an answer has grown by."""
+    """What an answer has grown by, after `offset` characters."""
 
+    offset: int
     text: str
     tokens: list[TokenInfo]
 
@@ -55,7 +56,7 @@ class Growth:
     def take(self) -> Part:
         """What is new."""
         text, tokens = self.answer.text, self.answer.generated[self._num_tokens :]
-        part = Part(text[self._num_characters :], tokens)
+        part = Part(self._num_characters, text[self._num_characters :], tokens)
         self._num_characters, self._num_tokens = len(text), self._num_tokens + len(tokens)
         return part
 
@@ -116,12 +117,12 @@ class Form:
         delta = {"role": "assistant", "content": ""}
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
-    def part(self, index: int, part: Part, offset: int) -> JsonDict:
-        """A choice's new text, of which `offset` characters are out."""
+    def part(self, index: int, part: Part) -> JsonDict:
+        """A choice's new text."""
         content: JsonDict = {"text": part.text}
         if self.kind == "chat":
             content = {"delta": {"content": part.text}}
-        logprobs = self._logprobs(part.tokens, offset)
+        logprobs = self._logprobs(part.tokens, part.offset)
         return {"index": index, **content, "logprobs": logprobs, "finish_reason": None}
 
     def last(self, index: int, answer: Answer) -> JsonDict:

@@ -42,14 +42,12 @@ class Service:
         models: by name; the first is the default.
         config: limits.
         metrics: what is counted.
-        is_draining: whether no more requests are taken.
     """
 
     def __init__(self, models: Sequence[Served], config: ServeConfig) -> None:
         self.models = {served.name: served for served in models}
         self.config = config
         self.metrics = Metrics({served.name: served.runner for served in models})
-        self.is_draining = False
         self._readers = anyio.CapacityLimiter(2)
 
     def model(self, name: str) -> Served:
@@ -118,7 +116,7 @@ class Service:
         options: StreamOptions,
     ) -> AsyncGenerator[str, None]:
         async with self.answers(http, served, requests, num_prompts) as group:
-            growths, offsets = [Growth(answer) for answer in group.items], [0] * len(requests)
+            growths = [Growth(answer) for answer in group.items]
             if form.kind == "chat":
                 yield form.chunk([form.first(i) for i in range(len(growths))])
 
@@ -130,8 +128,7 @@ class Service:
                 for i, growth in enumerate(growths):
                     is_end, part = growth.ends(), growth.take()
                     if part.text or part.tokens:
-                        yield form.chunk([form.part(i, part, offsets[i])], told())
-                        offsets[i] += len(part.text)
+                        yield form.chunk([form.part(i, part)], told())
                     if is_end:
                         yield form.chunk([form.last(i, growth.answer)], told())
             if options.include_usage:

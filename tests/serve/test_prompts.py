@@ -9,13 +9,19 @@ import http.server
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openai
 import pytest
 
 import qa_jax
-from tests.serve.server import input_audio, running, user, wav_bytes
+from qa_jax.config import num_audio_tokens, num_frames
+from qa_jax.data.tokenizer import AUDIO
+from qa_jax.data.windows import split_windows
+from tests.conftest import make_waveform
+from tests.serve.server import input_audio, pcm, running, user, wav_bytes
 from tests.serve.test_endpoints import CLIP, OTHER
 
 
@@ -110,3 +116,50 @@ def test_addresses_inside_are_not_asked(
             with pytest.raises(openai.BadRequestError):
                 client.chat.completions.create(model="tiny", messages=[user(part)])
     assert asked == []
+
+
+def test_a_long_clip_is_several_of_a_prompt(tiny_checkpoint: Path) -> None:
+    """With text, in a raw prompt, and in one of ids: as far as the context goes."""
+    settings: dict[str, Any] = {"num_slots": 1, "capacity": 1400, "long_audio": "window"}
+    model = qa_jax.load(tiny_checkpoint, **settings)
+    long = pcm(np.tile(make_waveform(2.0, 5), 18))  # 36 s
+    expected = model.chat(
+        [{"role": "user", "content": [{"audio": (long, 16_000)}, {"text": "what?"}]}],
+        max_new_tokens=4,
+        temperature=0.0,
+    )
+    with running(model) as server:
+        client = server.client()
+        ask = functools.partial(
+            client.chat.completions.create, model="tiny", max_tokens=4, temperature=0
+        )
+        found = ask(messages=[user(input_audio(long), "what?")])
+        assert found.choices[0].message.content == expected
+        assert found.usage is not None and found.usage.prompt_tokens_details is not None
+        sizes = [num_frames(last - first) for first, last in split_windows(long)]
+        assert found.usage.prompt_tokens_details.audio_tokens == sum(map(num_audio_tokens, sizes))
+        assert len(sizes) == 2
+        tokenizer = model.require_processor().tokenizer
+        texts = {
+            client.completions.create(
+                model="tiny",
+                prompt=prompt,
+                max_tokens=4,
+                temperature=0,
+                extra_body={"audio": [input_audio(long)]},
+            )
+            .choices[0]
+            .text
+            for prompt in (f"{AUDIO}what?", tokenizer.encode(f"{AUDIO}what?"))
+        }
+        assert len(texts) == 1
+        with pytest.raises(openai.BadRequestError, match=r"it takes \d+ positions, .* 1400"):
+            ask(messages=[user(*[input_audio(long)] * 2)])
+
+
+def test_a_long_clip_is_refused_if_the_server_is_told_so(client: openai.OpenAI) -> None:
+    long = pcm(np.tile(make_waveform(1.0, 5), 19))
+    with pytest.raises(openai.BadRequestError, match="over the limit of 20 s"):
+        client.chat.completions.create(
+            model="tiny", messages=[user(input_audio(np.tile(long, 2)))], max_tokens=4
+        )
