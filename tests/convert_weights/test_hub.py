@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import convert_weights
 import pytest
+from convert_weights.hub import resolve_source
 
 from qa_jax.cli import main
 from qa_jax.config import ModelConfig
@@ -23,6 +25,12 @@ def test_checksums_of_downloads(tiny: ModelConfig, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"model\.safetensors: SHA-256 .* the hub says 0000"):
         convert_weights.to_jax(tmp_path / "hf", tmp_path / "ours")
     assert digest(tmp_path / "hf") == before and not (tmp_path / "ours").exists()
+
+
+def test_directories_in_object_storage() -> None:
+    """Which a local path would be made of otherwise: "gs:/bucket"."""
+    pytest.importorskip("gcsfs", reason="gcsfs is not installed")
+    assert os.fspath(resolve_source("gs://bucket/model")) == "gs://bucket/model"
 
 
 def test_unknown_hub_id(

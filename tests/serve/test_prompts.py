@@ -120,7 +120,7 @@ def test_addresses_inside_are_not_asked(
 
 def test_a_long_clip_is_several_of_a_prompt(tiny_checkpoint: Path) -> None:
     """With text, in a raw prompt, and in one of ids: as far as the context goes."""
-    settings: dict[str, Any] = {"num_slots": 1, "capacity": 1400, "long_audio": "window"}
+    settings: dict[str, Any] = {"num_slots": 1, "capacity": 1024, "long_audio": "window"}
     model = qa_jax.load(tiny_checkpoint, **settings)
     long = pcm(np.tile(make_waveform(2.0, 5), 18))  # 36 s
     expected = model.chat(
@@ -153,7 +153,9 @@ def test_a_long_clip_is_several_of_a_prompt(tiny_checkpoint: Path) -> None:
             for prompt in (f"{AUDIO}what?", tokenizer.encode(f"{AUDIO}what?"))
         }
         assert len(texts) == 1
-        with pytest.raises(openai.BadRequestError, match=r"it takes \d+ positions, .* 1400"):
+        with pytest.raises(
+            openai.BadRequestError, match=r"it takes 1871 positions, the model has 1024"
+        ):
             ask(messages=[user(*[input_audio(long)] * 2)])
 
 

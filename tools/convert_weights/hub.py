@@ -9,16 +9,20 @@ from pathlib import Path
 
 from qa_jax.checkpoint import TOKENIZER_FILES
 from qa_jax.errors import InputError
+from qa_jax.paths import as_path, scheme_of
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def resolve_source(source: str | Path, weights: bool = True) -> Path:
-    """The directory itself, or the directory of a hub id, downloaded unless it is in the cache.
+    """The directory itself, which may be in object storage, or the directory of a hub id,
+    downloaded unless it is in the cache.
 
     Without `weights`, only small files are downloaded. Raises InputError for a hub id that cannot
     be downloaded.
     """
+    if scheme_of(source):
+        return as_path(source)
     path = Path(source)
     if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", str(source)):
         return path
