@@ -5,6 +5,14 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 demo = ["espeakng-loader>=0.2.4", "matplotlib>=3.9"]
+# Normalizers and metrics of benchmarks; openai asks a judge.
+evaluation = [
+    "kaldialign>=0.12",
+    "openai>=1.60",
+    "sacrebleu>=2.5",
+    "whisper-normalizer>=0.1.12",
+    "zhconv>=1.4.3",
+]
 gcs = ["gcsfs>=2024.6"]
 serve = [
     "starlette>=0.46",
@@ -35,7 +43,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=[*find_packages(include=["qa_jax", "qa_jax.*"]), "convert_weights"],
-    package_data={"qa_jax.serve": ["page/*"]},
+    package_data={
+        "qa_jax.serve": ["page/*"],
+        "qa_jax.evaluate.benchmarks": ["*.yaml"],
+        "qa_jax.evaluate.report": ["page.html"],
+    },
     package_dir={"convert_weights": "tools/convert_weights"},
     install_requires=[
         "jax>=0.10,<0.13",
@@ -65,16 +77,17 @@ setup(
         "datasets": ["datasets>=3.6"],
         "demo": demo,
         "parity": parity,
+        "eval": evaluation,
         "gcs": gcs,
         "serve": serve,
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "cuda12": ["jax[cuda12]>=0.10,<0.13"],
         "dev": [
             *demo,
+            *evaluation,
             *gcs,
             *serve,
-            # Clients of the server: OpenAI's, and a browser's driver.
-            "openai>=1.60",
+            # A browser's driver, and readers of subtitles.
             "selenium>=4.20",
             "srt>=3.5",
             "webvtt-py>=0.5",

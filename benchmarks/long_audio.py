@@ -29,7 +29,7 @@ from common import replace_section
 
 import qa_jax
 from qa_jax.data.windows import join_texts, split_windows
-from qa_jax.evaluate.metrics import word_error_rate
+from qa_jax.evaluate import metric_of_texts
 
 RATE, WINDOW, MINUTES = 16_000, 3.0, 10
 NUM_CLIPS, LONGEST, STEPS = 12_000, 4.4, 1500
@@ -171,7 +171,7 @@ def compare(model: qa_jax.LoadedModel, sentences: list[Sentence], noise_db: floa
         whole = whole + level * rng.standard_normal(whole.size).astype(np.float32)
         alone = [w + level * rng.standard_normal(w.size).astype(np.float32) for w in alone]
     texts = [text for _, text in used]
-    rates = [word_error_rate(texts, transcribe(model, alone))]
+    rates = [metric_of_texts("wer", texts, transcribe(model, alone))]
     for name, rule in RULES.items():
         try:
             windows = rule(whole)
@@ -179,7 +179,7 @@ def compare(model: qa_jax.LoadedModel, sentences: list[Sentence], noise_db: floa
             rates.append(float("nan"))
             continue
         found = join_texts(transcribe(model, [whole[first:last] for first, last in windows]))
-        rates.append(word_error_rate([" ".join(texts)], [found]))
+        rates.append(metric_of_texts("wer", [" ".join(texts)], [found]))
         print(f"{name}: {len(windows)} windows, {rates[-1]:.1%}", flush=True)
     title = "none" if noise_db is None else f"{noise_db:.0f} dB SNR"
     return (

@@ -129,12 +129,12 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_batch(parser: argparse.ArgumentParser) -> None:
+def add_batch(parser: argparse.ArgumentParser, max_new_tokens: int | None = 256) -> None:
     """How a set of questions is answered."""
     parser.add_argument(
         "--batch-size", type=int, help="answers generated together; default: up to 8"
     )
-    parser.add_argument("--max-new-tokens", type=int, default=256)
+    parser.add_argument("--max-new-tokens", type=int, default=max_new_tokens)
     parser.add_argument(
         "--part",
         default="1/1",

@@ -14,6 +14,7 @@ from qa_jax.config.audio import (
     num_frames,
 )
 from qa_jax.config.augment import AugmentConfig
+from qa_jax.config.benchmark import BenchmarkConfig, ExportConfig, JudgeConfig
 from qa_jax.config.data import DataConfig
 from qa_jax.config.dpo import DPOConfig
 from qa_jax.config.generation import SamplingConfig, from_generation_config, parse_token_ids
@@ -42,10 +43,13 @@ __all__ = [
     "SAMPLE_RATE",
     "AudioConfig",
     "AugmentConfig",
+    "BenchmarkConfig",
     "DPOConfig",
     "DataConfig",
     "Dtype",
+    "ExportConfig",
     "JsonDict",
+    "JudgeConfig",
     "LoraConfig",
     "MeshConfig",
     "ModelConfig",

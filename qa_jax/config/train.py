@@ -29,8 +29,12 @@ class TrainConfig:
         save_every: steps between checkpoints, besides the last step; 0 for the last step only.
         eval_every: steps between evaluations, besides the last step; 0 for the last step only.
         eval_max_new_tokens: with more than 0, evaluations also generate answers of so many tokens,
-            greedily, and tell `eval_word_error_rate` and `eval_exact_match`; for one process, and
-            not with LoRA.
+            greedily, and score them; for one process, and not with LoRA.
+        eval_metrics: metrics of those answers, names of `qa_jax.evaluate.metrics.METRICS`; `wer`
+            is told as `eval_wer`.
+        eval_normalizer: of texts before they are compared, a name of
+            `qa_jax.evaluate.normalizers.NORMALIZERS`.
+        eval_language: ISO code of the texts' language, for normalizers that depend on it.
         best_metric: metric of the evaluations, such as `eval_loss`, whose best step is kept as
             well; empty for none.
         patience: evaluations without a better `best_metric` after which the run ends; 0 for never.
@@ -57,6 +61,9 @@ class TrainConfig:
     save_every: int = 500
     eval_every: int = 0
     eval_max_new_tokens: int = 0
+    eval_metrics: tuple[str, ...] = ("wer", "exact_match")
+    eval_normalizer: str = "simple"
+    eval_language: str = ""
     best_metric: str = ""
     patience: int = 0
     max_to_keep: int = 3

@@ -15,7 +15,7 @@ from qa_jax.config import JsonDict, load_run_config
 from qa_jax.data import SentencePiece
 from qa_jax.data.chat import DEFAULT_SYSTEM
 from qa_jax.demo import corpus
-from qa_jax.evaluate import Scores, evaluate, exact_match, word_error_rate
+from qa_jax.evaluate import Scores, evaluate, metric_of_texts
 from qa_jax.train import train
 
 # (title, recipe, manifest, output directory); each stage starts from the one before.
@@ -102,10 +102,8 @@ def measure(
         )
         references = [json.loads(x)["reference"] for x in predictions.read_text().splitlines()]
         majority = [collections.Counter(references).most_common(1)[0][0]] * len(references)
-        if metric == "word error rate":
-            score, baseline = scores.word_error_rate, word_error_rate(references, majority)
-        else:
-            score, baseline = scores.exact_match, exact_match(references, majority)
+        name = "wer" if metric == "word error rate" else "exact_match"
+        score, baseline = scores.values[name], metric_of_texts(name, references, majority)
         results[task] = score
         table.add_row(title, str(scores.num_records), metric, f"{score:.1%}", f"{baseline:.1%}")
     console.print(table)

@@ -84,7 +84,7 @@ def _pretrained_wer(model: LoadedModel, data: Path, output: Path) -> float:
     manifest = data / "test_raw_prompts.jsonl"
     write_manifest(manifest, map(_raw_prompt, rows))
     predictions = output / "pretrained" / "transcribe.predictions.jsonl"
-    return _evaluate(model, manifest, predictions).word_error_rate
+    return _evaluate(model, manifest, predictions).values["wer"]
 
 
 def _raw_prompt(row: JsonDict) -> JsonDict:
@@ -98,10 +98,10 @@ def _scores(model: LoadedModel, data: Path, output_dir: Path) -> dict[str, float
     for task in demo.TASKS:
         predictions = output_dir / f"{task}.predictions.jsonl"
         found = _evaluate(model, data / f"test_{task}.jsonl", predictions)
-        scores[task] = found.word_error_rate if task == "transcribe" else found.exact_match
+        scores[task] = found.values["wer" if task == "transcribe" else "exact_match"]
     predictions = output_dir / "no_question.predictions.jsonl"
     found = _evaluate(model, no_question_manifest(data, "test"), predictions)
-    scores["no_question"] = found.exact_match
+    scores["no_question"] = found.values["exact_match"]
     scores["logp_accuracy"] = evaluate_pairs(
         model, data / "dpo_test.jsonl", batch_size=32, output=output_dir / "pairs.jsonl"
     ).logp_accuracy

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from qa_jax.api import LoadedModel
 from qa_jax.data.questions import read_questions
 from qa_jax.errors import InputError
-from qa_jax.evaluate.metrics import exact_match, word_error_rate
-from qa_jax.generate import read_rows
+from qa_jax.evaluate.answers import answer
+from qa_jax.evaluate.metrics import find_metric
+from qa_jax.evaluate.score import read_answers, score
 from qa_jax.terminal import Progress
 
 
@@ -20,12 +22,12 @@ class Scores(NamedTuple):
     Attributes:
         num_records: answered records.
         num_errors: records that could not be answered, and have no part in the metrics.
+        values: metrics by name, as fractions.
     """
 
     num_records: int
-    word_error_rate: float
-    exact_match: float
-    num_errors: int = 0
+    num_errors: int
+    values: dict[str, float]
 
 
 def evaluate(
@@ -33,6 +35,9 @@ def evaluate(
     manifest: str | Path,
     *,
     output: str | Path | None = None,
+    metrics: Sequence[str] = ("wer", "exact_match"),
+    normalizer: str = "simple",
+    language: str = "",
     progress: Progress | None = None,
     **settings: Any,
 ) -> Scores:
@@ -45,33 +50,29 @@ def evaluate(
         manifest: the records.
         output: JSONL of predictions, one line per record in the manifest's order; what is there
             already from the same model and settings is not generated again.
+        metrics: names of `METRICS`.
+        normalizer: a name of `NORMALIZERS`.
+        language: ISO code of the answers' language, for normalizers that depend on it.
         progress: called with (records done, records in all).
         settings: fields of `SamplingConfig`.
 
     Raises:
         InputError: a record has no answer to compare with, or none could be answered.
     """
+    found = [find_metric(name, normalizer) for name in metrics]
     questions = read_questions(manifest)
     for question in questions:
         if "reference" not in question.row:
             raise InputError(
                 question.row["source"], "has no answer to compare with", "add the assistant's turn"
             )
-    settings = {"temperature": 0.0, "repetition_penalty": 1.0, **settings}
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "predictions.jsonl") if output is None else Path(output)
-        model.answer_questions(questions, path, field="prediction", progress=progress, **settings)
-        rows = read_rows(path)
-    answered = [row for row in rows if "error" not in row]
-    if not answered:
-        raise InputError(
-            manifest, f"no record could be answered; the first: {rows[0]['error']}", "repair them"
-        )
-    references = [row["reference"] for row in answered]
-    answers = [row["prediction"] for row in answered]
-    return Scores(
-        len(answered),
-        word_error_rate(references, answers),
-        exact_match(references, answers),
-        len(rows) - len(answered),
-    )
+        answer(model, questions, path, progress=progress, **settings)
+        rows = read_answers([path])
+    scored = score(rows, metrics=metrics, normalizer=normalizer, language=language or None)
+    values = {
+        name: own.value.value / (100 if metric.is_percent else 1)
+        for name, metric, own in zip(metrics, found, scored.scores, strict=True)
+    }
+    return Scores(scored.scores[0].num_rows, scored.scores[0].num_errors, values)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import jax
 
 from qa_jax.api import LoadedModel, end_ids, for_inference
-from qa_jax.config import RunConfig, SamplingConfig
+from qa_jax.config import RunConfig, SamplingConfig, TrainConfig
 from qa_jax.evaluate.evaluate import evaluate
+from qa_jax.evaluate.metrics import find_metric
 from qa_jax.generate import Engine
 from qa_jax.train.loop import Score
 from qa_jax.train.run import TrainingRun
@@ -15,8 +16,7 @@ from qa_jax.typing import Params
 
 def answer_scorer(config: RunConfig) -> Score | None:
     """What `train` takes for `train.eval_max_new_tokens`; None if it is 0."""
-    max_new_tokens = config.train.eval_max_new_tokens
-    return AnswerScorer(max_new_tokens) if max_new_tokens else None
+    return AnswerScorer(config.train) if config.train.eval_max_new_tokens else None
 
 
 class AnswerScorer:
@@ -25,16 +25,18 @@ class AnswerScorer:
     The engine, with its cache, is made at the first evaluation and stays.
     """
 
-    def __init__(self, max_new_tokens: int) -> None:
-        self._max_new_tokens = max_new_tokens
+    def __init__(self, config: TrainConfig) -> None:
+        for name in config.eval_metrics:
+            find_metric(name, config.eval_normalizer)
+        self._config = config
         self._engine: Engine | None = None
 
     def __call__(self, run: TrainingRun, params: Params) -> dict[str, float]:
-        """Word error rate and exact match of each held-out set, as metrics of an evaluation."""
+        """The metrics of each held-out set, as those of an evaluation."""
         config = for_inference(run.model_config)
         if self._engine is None:
             capacity = min(
-                run.config.data.max_tokens + self._max_new_tokens,
+                run.config.data.max_tokens + self._config.eval_max_new_tokens,
                 config.text.max_position_embeddings,
             )
             self._engine = Engine(config, params, run.mesh, capacity=capacity)
@@ -42,10 +44,16 @@ class AnswerScorer:
         self._engine.forget()
         ends = SamplingConfig(stop_ids=end_ids(run.processor.tokenizer))
         model = LoadedModel(config, params, run.processor, ends, self._engine)
-        values = {}
+        values: dict[str, float] = {}
         for prefix, manifest in run.config.data.eval_sets().items():
             with jax.set_mesh(None):  # the engine sets its own
-                scores = evaluate(model, manifest, max_new_tokens=self._max_new_tokens)
-            values[f"{prefix}_word_error_rate"] = scores.word_error_rate
-            values[f"{prefix}_exact_match"] = scores.exact_match
+                scores = evaluate(
+                    model,
+                    manifest,
+                    metrics=self._config.eval_metrics,
+                    normalizer=self._config.eval_normalizer,
+                    language=self._config.eval_language,
+                    max_new_tokens=self._config.eval_max_new_tokens,
+                )
+            values |= {f"{prefix}_{name}": value for name, value in scores.values.items()}
         return values

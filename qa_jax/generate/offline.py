@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qa_jax.config import SamplingConfig
+from qa_jax.config import SAMPLE_RATE, SamplingConfig
 from qa_jax.config.plain import JsonDict
 from qa_jax.data import Processor
 from qa_jax.data.audio import clip_num_samples
@@ -49,8 +49,8 @@ def answer_questions(
     window_seconds: float | None = None,
     progress: Progress | None = None,
 ) -> Summary:
-    """Writes a row for each question, in their order: `Question.row`, then the answer's text or
-    "error", and a digest of the settings.
+    """Writes a row for each question, in their order: `Question.row`, then the answer's text and
+    the "seconds" of its clips, or "error", and a digest of the settings.
 
     Rows are written as soon as those before them are known. Called again after it was stopped, it
     goes on behind the last complete row.
@@ -174,11 +174,12 @@ class _Asker(NamedTuple):
 
     def row(self, windows: list[Window], answers: list[Answer], field: str) -> JsonDict:
         """The answer's fields of a row."""
+        seconds = {"seconds": windows[-1].last / SAMPLE_RATE}
         if self.window_seconds is None:
-            return {field: answers[0].text}
+            return {field: answers[0].text, **seconds}
         transcript = Transcript.of(windows, answers)
         segments = [{"start": s.start, "end": s.end, "text": s.text} for s in transcript.segments]
-        return {field: transcript.text, "segments": segments}
+        return {field: transcript.text, **seconds, "segments": segments}
 
 
 def _answers(

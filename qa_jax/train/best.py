@@ -56,7 +56,7 @@ class BestStep:
                 suggest(self.metric, values),
             )
         value, is_first = values[self.metric], self.step is None
-        more_is_better = self.metric.endswith(("accuracy", "exact_match"))
+        more_is_better = self.metric.endswith(("accuracy", "exact_match", "bleu", "f1"))
         is_better = value > self.value if more_is_better else value < self.value
         if is_first or is_better:
             self.step, self.value, self.num_worse = step, value, 0

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qa_jax.config import JsonDict
 from qa_jax.data.readers.base import TEXT_NAMES, Line, from_columns
 from qa_jax.data.stored import StoredClip
 from qa_jax.errors import InputError
@@ -55,21 +56,30 @@ def read_hf_dataset(path: str) -> Iterator[Line]:
     "messages". Raises InputError naming the columns if there is no such one.
     """
     dataset = _load(path)
-    features = dataset.features
-    clips = [name for name, feature in features.items() if type(feature).__name__ == "Audio"]
-    if "messages" not in features and not set(TEXT_NAMES) & set(features):
+    if "messages" not in dataset.features and not set(TEXT_NAMES) & set(dataset.features):
         raise InputError(
             path,
-            f"no column with a text; there are {', '.join(features)}",
+            f"no column with a text; there are {', '.join(dataset.features)}",
             f"name it {', '.join(TEXT_NAMES)}, or messages",
         )
+    for i, (fields, clips) in enumerate(_rows(path, dataset)):
+        yield Line(from_columns(fields, list(clips)), f"{path}:{i + 1}", "")
+
+
+def read_rows(path: str) -> Iterator[tuple[JsonDict, list[RowClip]]]:
+    """The rows of a dataset as they are: their fields but for audio columns, and their clips."""
+    return _rows(path, _load(path))
+
+
+def _rows(path: str, dataset: Dataset) -> Iterator[tuple[JsonDict, list[RowClip]]]:
+    features = dataset.features
+    clips = [name for name, feature in features.items() if type(feature).__name__ == "Audio"]
     rest = dataset.remove_columns(clips)
     audio = _not_decoded(dataset.select_columns(clips), clips)
     for i in range(len(dataset)):
         found = [RowClip(path, audio, i, column) for column in clips]
         fields = rest[i] if rest.column_names else {}
-        present: list[object] = [c for c in found if audio.data.column(c.column)[i].is_valid]
-        yield Line(from_columns(fields, present), f"{path}:{i + 1}", "")
+        yield fields, [c for c in found if audio.data.column(c.column)[i].is_valid]
 
 
 def _not_decoded(dataset: Dataset, columns: list[str]) -> Dataset:
