@@ -40,7 +40,7 @@ def test_answers_belong_to_their_records(tiny_checkpoint: Path, tmp_path: Path) 
     conversations = write_manifest(manifest, ["?"] * 6)
     settings = dict(max_new_tokens=12, repetition_penalty=1.5)
     scores = evaluate(model, manifest, output=output, **settings)
-    assert scores.exact_match == 0
+    assert scores.values["exact_match"] == 0
     expected = [model.chat(c, temperature=0.0, **settings) for c in conversations]
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [row["prediction"] for row in rows] == expected
@@ -49,4 +49,5 @@ def test_answers_belong_to_their_records(tiny_checkpoint: Path, tmp_path: Path) 
     assert sum(own) >= 2 and own != own[::-1]
     references = [a if is_own else "?" for a, is_own in zip(expected, own, strict=True)]
     write_manifest(manifest, references)
-    assert evaluate(model, manifest, **settings).exact_match == pytest.approx(sum(own) / 6)
+    found = evaluate(model, manifest, **settings).values["exact_match"]
+    assert found == pytest.approx(sum(own) / 6)

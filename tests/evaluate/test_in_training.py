@@ -47,10 +47,10 @@ def test_they_are_those_of_the_checkpoint(
     for row in rows:
         model = qa_jax.load(output, step=int(row["step"]))
         scores = evaluate(model, settings["data"]["eval"], max_new_tokens=8)
-        assert row["eval_word_error_rate"] == scores.word_error_rate
-        assert row["eval_exact_match"] == scores.exact_match
+        assert row["eval_wer"] == scores.values["wer"]
+        assert row["eval_exact_match"] == scores.values["exact_match"]
         assert model.default_sampling.stop_ids
-    assert rows[0]["eval_word_error_rate"] != rows[1]["eval_word_error_rate"]
+    assert rows[0]["eval_wer"] != rows[1]["eval_wer"]
 
 
 def test_answers_end_where_the_model_ends_them(
@@ -67,7 +67,7 @@ def test_answers_end_where_the_model_ends_them(
     train(run, score=answer_scorer(run))
     rows = read_metrics(Path(settings["train"]["output_dir"]) / "metrics.jsonl")
     (row,) = [row for row in rows if "eval_loss" in row]
-    assert row["eval_exact_match"] == 1 and row["eval_word_error_rate"] == 0
+    assert row["eval_exact_match"] == 1 and row["eval_wer"] == 0
 
 
 def test_where_they_cannot_be(settings: dict, tiny_checkpoint: Path) -> None:

@@ -43,14 +43,13 @@ class Metric(NamedTuple):
 
 
 def ratio(sums: Float[np.ndarray, "*samples 2"]) -> Float[np.ndarray, "*samples"]:
-    """The first statistic over the second; where that is 0, 0 or infinity."""
+    """The first statistic over the second; where that is 0, 1 if there is any of the first."""
     numerator, denominator = sums[..., 0], sums[..., 1]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        quotient = numerator / denominator
-    return np.where((numerator == 0) & (denominator == 0), 0.0, quotient)
+    whole = np.maximum(denominator, 1)
+    return np.asarray(np.where(denominator > 0, numerator / whole, numerator > 0), float)
 
 
 def mean(sums: Float[np.ndarray, "*samples 2"]) -> Float[np.ndarray, "*samples"]:
     """A sum over a count; NaN if nothing was counted."""
     with np.errstate(invalid="ignore"):
-        return sums[..., 0] / sums[..., 1]
+        return np.asarray(sums[..., 0] / sums[..., 1])
