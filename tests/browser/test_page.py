@@ -7,7 +7,6 @@ QA_JAX_CLIP and QA_JAX_LONG_CLIP are the recordings.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,20 +19,12 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
 import qa_jax
+from tests.browser.chromium import NEEDS_BROWSER, chromium, click, find, text_of
 from tests.conftest import make_waveform
 from tests.serve.server import KEY, Running, running, wait_until
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="Chromium and ChromeDriver are not installed"
-)
+pytestmark = NEEDS_BROWSER
 NAME = "demo"
-OPTIONS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
-    "--disable-background-networking --disable-component-update --disable-dev-shm-usage "
-    "--use-fake-ui-for-media-stream --use-fake-device-for-media-stream"
-).split()
 
 
 @pytest.fixture(scope="module")
@@ -57,36 +48,10 @@ def page_server(tiny_checkpoint: Path) -> Iterator[Running]:
 
 @pytest.fixture
 def browser(page_server: Running, clip: Path, tmp_path: Path) -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for option in (*OPTIONS, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1100,800"):
-        options.add_argument(option)
-    options.add_argument(f"--use-file-for-fake-audio-capture={clip}")
-    options.add_experimental_option(
-        "prefs", {"download.default_directory": str(tmp_path / "downloads")}
-    )
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(str(DRIVER)))
-    try:
+    with chromium(tmp_path, f"--use-file-for-fake-audio-capture={clip}") as driver:
         driver.get(page_server.url)
         wait_until(lambda: text_of(driver, "status") == "ready", 300)
         yield driver
-        told = [line["message"] for line in driver.get_log("browser")]
-        assert not [m for m in told if "Content Security Policy" in m or "Uncaught" in m], told
-    finally:
-        driver.quit()
-
-
-def find(browser: webdriver.Chrome, css: str) -> list[WebElement]:
-    return browser.find_elements(By.CSS_SELECTOR, css)
-
-
-def text_of(browser: webdriver.Chrome, name: str) -> str:
-    return browser.find_element(By.ID, name).text
-
-
-def click(browser: webdriver.Chrome, name: str) -> None:
-    browser.find_element(By.ID, name).click()
 
 
 def upload(browser: webdriver.Chrome, path: Path) -> None:
