@@ -110,5 +110,8 @@ setup(
             "types-PyYAML",
         ],
     },
-    entry_points={"console_scripts": ["qa-jax = qa_jax.cli:main"]},
+    entry_points={
+        "console_scripts": ["qa-jax = qa_jax.cli:main"],
+        "lmms_eval.models": ["qa_jax = qa_jax.evaluate.lmms_eval:manifests"],
+    },
 )

@@ -93,7 +93,7 @@ class LoadedModel:
             Each row's new token ids, including the stop id that ended it. Outputs do not depend on
             the other rows of the batch.
         """
-        return self.engine.generate(batch, self._sampling(settings))
+        return self.engine.generate(batch, self.sampling_config(settings))
 
     @overload
     def chat(
@@ -119,7 +119,7 @@ class LoadedModel:
 
     def answer(self, batch: Batch, *, stream: bool = False, **settings: Any) -> Any:
         """The answer to a batch of one row as text, or as an iterator over its parts."""
-        parts = self._stream_text(batch, self._sampling(settings))
+        parts = self._stream_text(batch, self.sampling_config(settings))
         return parts if stream else "".join(parts)
 
     def answer_questions(
@@ -137,7 +137,7 @@ class LoadedModel:
             self.engine,
             self.require_processor(),
             questions,
-            self._sampling(settings),
+            self.sampling_config(settings),
             output,
             field=field,
             model_name=self.fingerprint,
@@ -170,7 +170,7 @@ class LoadedModel:
             instruction,
             processor,
             self.config,
-            self._sampling(settings),
+            self.sampling_config(settings),
             raw=raw,
             max_seconds=window_seconds,
         )
@@ -199,7 +199,9 @@ class LoadedModel:
         finally:
             self.engine.cancel(answer)  # of a reader who went away
 
-    def _sampling(self, settings: JsonDict) -> SamplingConfig:
+    def sampling_config(self, settings: JsonDict) -> SamplingConfig:
+        """The checkpoint's sampling settings with some changed; raises InputError for an unknown
+        name."""
         known = {f.name for f in dataclasses.fields(SamplingConfig)}
         for name in settings:
             if name not in known:

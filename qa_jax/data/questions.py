@@ -43,11 +43,14 @@ class Question(NamedTuple):
     is_raw: bool = False
 
 
-def instruction_prompt(clip: AudioSource, instruction: str, raw: bool = False) -> Prompt:
-    """A clip and a text; `raw` is without a chat template, as for the base model."""
+def instruction_prompt(clips: Sequence[AudioSource], instruction: str, raw: bool = False) -> Prompt:
+    """Clips and a text, or voice chat if it is empty; `raw` is without a chat template, as for the
+    base model."""
     if raw:
-        return Prompt([Span(PLACEHOLDER + instruction, False)], [clip])
-    content = [{"type": "audio", "audio": clip}, {"type": "text", "text": instruction}]
+        return Prompt([Span(PLACEHOLDER * len(clips) + instruction, False)], list(clips))
+    content: list[JsonDict] = [{"type": "audio", "audio": clip} for clip in clips]
+    if instruction:
+        content.append({"type": "text", "text": instruction})
     messages = [{"role": "user", "content": content}]
     return apply_chat_template(messages, add_generation_prompt=True)
 
@@ -103,7 +106,7 @@ def audio_questions(paths: Sequence[str], instruction: str, raw: bool = False) -
     questions = []
     for path in paths:
         for clip, base in find_clips(path):
-            prompt = instruction_prompt(clip, instruction, raw)
+            prompt = instruction_prompt([clip], instruction, raw)
             questions.append(Question({"audio": clip}, prompt, base, instruction, raw))
     return questions
 

@@ -18,7 +18,7 @@ from qa_jax.generate import Summary, read_rows
 from qa_jax.paths import write_whole
 from qa_jax.terminal import Progress
 
-GREEDY: dict[str, Any] = {"temperature": 0.0, "repetition_penalty": 1.0}
+GREEDY: JsonDict = {"temperature": 0.0, "repetition_penalty": 1.0}
 """How the authors evaluate."""
 _SECONDS_BETWEEN_WRITES = 10.0
 

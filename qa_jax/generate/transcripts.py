@@ -49,7 +49,7 @@ def window_requests(
         raw: without a chat template, as for the base model.
         max_seconds: of a window.
     """
-    text = instruction_prompt("", instruction, raw).text
+    text = instruction_prompt([""], instruction, raw).text
     windows = list[Window]()
     for first, last in split_windows(waveform, max_seconds):
         tokens = np.array(processor.tokenize(text, [last - first]))

@@ -122,7 +122,13 @@ def test_a_recipe_of_ones_own(benchmark_data: Data, tmp_path: Path) -> None:
         "prompt: 'Transcribe, in {language}.'\nsubsets: {a: {path: dev-clean, language: en}}\n"
     )
     (question, *_) = read_benchmark(str(recipe), benchmark_data("librispeech"))
-    assert question.row["prompt"] == "Transcribe, in en." and question.row["benchmark"] == "mine"
+    assert question.row["prompt"] == "Transcribe, in en."
+    assert question.row["benchmark"] == str(recipe)  # where scoring finds it
+    recipe.write_text("base: librispeech\nprompt: Transcribe.\nstyle: instruct\n")
+    (question, *_) = read_benchmark(str(recipe), benchmark_data("librispeech"))
+    assert question.row["prompt"] == "Transcribe." and not question.is_raw
+    assert load_benchmark(str(recipe)).reported == load_benchmark("librispeech").reported
+    recipe.write_text("title: Mine\nlayout: librispeech\nmetrics: [cer]\nsubsets: {a: {}}\n")
     recipe.write_text(recipe.read_text().replace("metrics: [cer]", "metrics: [cerr]"))
     with pytest.raises(InputError, match="no 'cerr'"):
         load_benchmark(str(recipe))

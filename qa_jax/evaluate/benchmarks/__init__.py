@@ -7,8 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from qa_jax.config import BenchmarkConfig, JsonDict, parse, read_yaml
-from qa_jax.data.chat import PLACEHOLDER, Prompt, Span, apply_chat_template
-from qa_jax.data.questions import Question
+from qa_jax.data.questions import Question, instruction_prompt
 from qa_jax.errors import InputError, suggest
 from qa_jax.evaluate.layouts import Item, read_items
 from qa_jax.evaluate.metrics import find_metric
@@ -21,17 +20,15 @@ def benchmark_names() -> list[str]:
 
 
 def load_benchmark(name: str) -> BenchmarkConfig:
-    """A recipe by its name, or of a .yaml file.
+    """A recipe by its name, or of a .yaml file, which may name another as its `base:`.
 
     Raises InputError for an unknown name, or a recipe that cannot be used.
     """
-    if name.endswith((".yaml", ".yml")):
-        path = Path(name)
-    elif name in benchmark_names():
-        path = Path(str(files(__name__).joinpath(f"{name}.yaml")))
-    else:
-        raise InputError("benchmark", f"no {name!r}", suggest(name, benchmark_names()))
-    benchmark = parse(BenchmarkConfig, read_yaml(path), path)
+    path = _recipe_path(name)
+    raw = read_yaml(path)
+    if "base" in raw:
+        raw = {**read_yaml(_recipe_path(str(raw.pop("base")))), **raw}
+    benchmark = parse(BenchmarkConfig, raw, path)
     known = {*benchmark.subsets, *benchmark.averages}
     named = {*benchmark.subset_metrics, *benchmark.judge.subsets}
     for names in (named, *benchmark.averages.values()):
@@ -41,6 +38,14 @@ def load_benchmark(name: str) -> BenchmarkConfig:
     for metric in {m for subset in benchmark.subsets for m in metrics_of(benchmark, subset)}:
         find_metric(metric, benchmark.normalizer)
     return benchmark
+
+
+def _recipe_path(name: str) -> Path:
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    if name not in benchmark_names():
+        raise InputError("benchmark", f"no {name!r}", suggest(name, benchmark_names()))
+    return Path(str(files(__name__).joinpath(f"{name}.yaml")))
 
 
 def metrics_of(benchmark: BenchmarkConfig, subset: str) -> tuple[str, ...]:
@@ -71,7 +76,6 @@ def read_benchmark(
         InputError: for what is not there.
     """
     benchmark = load_benchmark(name)
-    label = Path(name).stem if name.endswith((".yaml", ".yml")) else name
     questions = []
     for subset in subsets or benchmark.subsets:
         if subset not in benchmark.subsets:
@@ -79,7 +83,7 @@ def read_benchmark(
         if table:
             benchmark.subsets[subset]["table"] = table
         items = read_items(benchmark, subset, data)[:limit]
-        questions += [_question(benchmark, label, subset, item, style) for item in items]
+        questions += [_question(benchmark, name, subset, item, style) for item in items]
     return questions
 
 
@@ -108,13 +112,5 @@ def _question(
         row["language"] = settings["language"]
     row |= {key: value for key, value in item.fields.items() if not key.startswith("choice_")}
     one_clip = len(item.audio) == 1
-    prompt = _prompt(item, text, is_raw)
+    prompt = instruction_prompt(item.audio, text, is_raw)
     return Question(row, prompt, instruction=text if one_clip else None, is_raw=is_raw)
-
-
-def _prompt(item: Item, text: str, is_raw: bool) -> Prompt:
-    if is_raw:
-        return Prompt([Span(PLACEHOLDER * len(item.audio) + text, False)], item.audio)
-    parts: list[JsonDict] = [{"type": "audio", "audio": clip} for clip in item.audio]
-    parts += [{"type": "text", "text": text}] if text else []
-    return apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)

@@ -16,7 +16,8 @@ from qa_jax.evaluate.score import Difference, Scored
 
 
 def print_table(scored: Scored, run: JsonDict) -> None:
-    """Prints each subset's metrics with their intervals, beside what others reported."""
+    """Prints each subset's metrics with their intervals, beside the first two numbers that others
+    reported."""
     table = Table(title=scored.title or None, title_justify="left")
     for name, side in (("subset", "left"), ("metric", "left"), ("score", "right"),
                        ("95 % interval", "right"), ("rows", "right"), ("errors", "right"),
@@ -30,7 +31,7 @@ def print_table(scored: Scored, run: JsonDict) -> None:
             interval_text(own.value),
             str(own.num_rows),
             str(own.num_errors or ""),
-            "  ".join(f"{value:g} ({who})" for who, value in own.reported.items()),
+            "  ".join(f"{value:g} ({who})" for who, value in list(own.reported.items())[:2]),
         )
     console = Console()
     console.print(table)
