@@ -40,12 +40,13 @@ def run(arguments: argparse.Namespace) -> None:
 
     if bool(arguments.manifest) == bool(arguments.benchmark):
         raise InputError("evaluate", "neither or both of MANIFEST and --benchmark", "give one")
+    output = _output(arguments)
     if arguments.manifest and contains_pairs(arguments.manifest):
-        return _evaluate_pairs(arguments)
-    _evaluate_answers(arguments)
+        return _evaluate_pairs(arguments, output)
+    _evaluate_answers(arguments, output)
 
 
-def _evaluate_answers(arguments: argparse.Namespace) -> None:
+def _evaluate_answers(arguments: argparse.Namespace, output: str) -> None:
     from qa_jax.data.questions import read_questions
     from qa_jax.evaluate import answer, load_benchmark, read_benchmark
 
@@ -67,7 +68,6 @@ def _evaluate_answers(arguments: argparse.Namespace) -> None:
     else:
         questions = read_questions(arguments.manifest)
         max_new_tokens = arguments.max_new_tokens or 256
-    output = _output(arguments)
     questions = common.part_of(arguments, questions)
     window_seconds = arguments.window_seconds if arguments.long_audio == "window" else None
     model = common.load_model(arguments, arguments.batch_size)
@@ -98,10 +98,10 @@ def _output(arguments: argparse.Namespace) -> str:
     return str(Path(arguments.manifest).with_suffix(".predictions.jsonl"))
 
 
-def _evaluate_pairs(arguments: argparse.Namespace) -> None:
+def _evaluate_pairs(arguments: argparse.Namespace, output: str) -> None:
     from qa_jax.evaluate import evaluate_pairs
 
-    output, batch_size = _output(arguments), arguments.batch_size or 8
+    batch_size = arguments.batch_size or 8
     model = common.load_model(arguments, batch_size)
     with progress_bar("scoring", is_rate=True) as progress:
         pairs = evaluate_pairs(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from qa_jax.cli import common
 from qa_jax.errors import InputError
@@ -40,13 +39,19 @@ def add_metrics(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from qa_jax.evaluate.export import export
+    from qa_jax.evaluate.score import answer_files
 
+    if arguments.compare and arguments.metric:
+        raise InputError("--compare", "given with --metric", "it compares the recipe's metrics")
     print_scores(arguments, arguments.answers)
     if arguments.compare:
         _print_comparison(arguments)
     if arguments.export:
         count = export(
-            arguments.answers, arguments.export, name=arguments.benchmark, data=arguments.data
+            answer_files(arguments.answers),
+            arguments.export,
+            name=arguments.benchmark,
+            data=arguments.data,
         )
         print(f"{count} rows in {arguments.export}")
 
@@ -55,8 +60,8 @@ def print_scores(arguments: argparse.Namespace, outputs: Sequence[str]) -> None:
     """Scores files of answers as the arguments say, and writes the reports that they ask for."""
     from qa_jax.evaluate import read_answers, read_run, score
     from qa_jax.evaluate.report import print_table, write_html, write_json
+    from qa_jax.evaluate.score import answer_files
 
-    known = [path for path in outputs if Path(path).is_file()]
     scored = score(
         read_answers(outputs),
         benchmark=arguments.benchmark,
@@ -64,7 +69,7 @@ def print_scores(arguments: argparse.Namespace, outputs: Sequence[str]) -> None:
         normalizer=arguments.normalizer,
         language=arguments.language,
     )
-    run_record = read_run(known)
+    run_record = read_run(answer_files(outputs))
     print_table(scored, run_record)
     if arguments.json:
         write_json(arguments.json, scored, run_record)
@@ -77,8 +82,6 @@ def _print_comparison(arguments: argparse.Namespace) -> None:
     from qa_jax.evaluate import compare_answers, read_answers
     from qa_jax.evaluate.report import print_differences
 
-    if arguments.metric:
-        raise InputError("--compare", "given with --metric", "it compares the recipe's metrics")
     differences = compare_answers(
         read_answers(arguments.answers),
         read_answers(arguments.compare),

@@ -55,17 +55,23 @@ class Scored(NamedTuple):
     rows: list[JsonDict]
 
 
-def read_answers(paths: Sequence[str | Path]) -> list[JsonDict]:
-    """The rows of files of answers, or of patterns; several parts of a run are joined by id.
-
-    Raises InputError for a file that is not there, or an item that is answered twice.
-    """
+def answer_files(paths: Sequence[str | Path]) -> list[str]:
+    """Files by their names or patterns; raises InputError for one that is not there."""
     files = []
     for path in map(str, paths):
         found = sorted(glob.glob(path)) if glob.has_magic(path) else [path]
         if not found or not Path(found[0]).is_file():
             raise InputError(path, "is not there", "give a file of answers")
         files += found
+    return files
+
+
+def read_answers(paths: Sequence[str | Path]) -> list[JsonDict]:
+    """The rows of files of answers, see `answer_files`; parts of a run are joined by id.
+
+    Raises InputError for a file that is not there, or an item that is answered twice.
+    """
+    files = answer_files(paths)
     rows: dict[tuple[str, str], JsonDict] = {}
     for file in files:
         for number, row in enumerate(_rows(file), start=1):

@@ -77,11 +77,11 @@ own = pytest.mark.skipif("QA_JAX_ANSWERS" in os.environ, reason="of the answers 
 @own
 def test_scores_and_groups(browser: webdriver.Chrome) -> None:
     rows = [element.text for element in find(browser, "#scores tr")]
-    assert rows[0].startswith("dev-clean word error rate") and "1.3 (report)" in rows[0]
-    assert any(row.startswith("all word error rate") for row in rows)
+    assert rows[0].startswith("dev-clean WER") and "1.3 (report)" in rows[0]
+    assert any(row.startswith("all WER") for row in rows)
     assert "12.0 times real time" in text_of(browser, "run")
     titles = [element.text for element in find(browser, "#groups h3")]
-    assert "word error rate by length" in titles and "word error rate by speaker" in titles
+    assert "WER by length" in titles and "WER by speaker" in titles
 
 
 @own
@@ -120,6 +120,7 @@ def test_a_clip_plays(browser: webdriver.Chrome) -> None:
 
 def test_narrow_and_wide(browser: webdriver.Chrome) -> None:
     choose(browser, "show", "clips")
+    browser.set_window_size(1100, 1250)
     keep(browser, "report")
     browser.set_window_size(420, 800)
     width = browser.execute_script("return document.documentElement.scrollWidth")

@@ -37,9 +37,9 @@ def mixed(text: str) -> Tokens:
 
 
 TOKENIZERS: dict[str, tuple[str, Tokenizer]] = {
-    "wer": ("word error rate", words),
-    "cer": ("character error rate", characters),
-    "mer": ("mixed error rate", mixed),
+    "wer": ("WER", words),
+    "cer": ("CER", characters),
+    "mer": ("MER", mixed),
 }
 
 

@@ -16,13 +16,15 @@ from qa_jax.evaluate.score import Difference, Scored
 
 
 def print_table(scored: Scored, run: JsonDict) -> None:
-    """Prints each subset's metrics with their intervals, beside the first two numbers that others
+    """Prints each subset's metrics with their intervals, beside the first number that others
     reported."""
     table = Table(title=scored.title or None, title_justify="left")
     for name, side in (("subset", "left"), ("metric", "left"), ("score", "right"),
-                       ("95 % interval", "right"), ("rows", "right"), ("errors", "right"),
-                       ("reported", "left")):  # fmt: skip
-        table.add_column(name, justify="right" if side == "right" else "left")
+                       ("95 %", "right"), ("rows", "right"), ("errors", "right"),
+                       ("reported", "right")):  # fmt: skip
+        justify = "right" if side == "right" else "left"
+        table.add_column(name, justify=justify, no_wrap=True)
+    who = ""
     for own in scored.scores:
         table.add_row(
             own.subset,
@@ -31,8 +33,10 @@ def print_table(scored: Scored, run: JsonDict) -> None:
             interval_text(own.value),
             str(own.num_rows),
             str(own.num_errors or ""),
-            "  ".join(f"{value:g} ({who})" for who, value in list(own.reported.items())[:2]),
+            next((f"{value:g}" for value in own.reported.values()), ""),
         )
+        who = next(iter(own.reported), who)
+    table.caption, table.caption_justify = f"reported: {who}" if who else None, "left"
     console = Console()
     console.print(table)
     if "rtfx" in run:

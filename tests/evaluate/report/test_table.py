@@ -26,7 +26,7 @@ def test_what_is_printed(
     print_table(score(ROWS), run)
     found = capsys.readouterr().out
     assert "FLEURS" in found and "22.22" in found and "0.00 to 33.33" in found
-    assert "7.5 (report)  7 (authors, transformers)" in found
+    assert " 7.5 " in found and "reported: report" in found
     assert "2.00 h of audio in 3600 s: 2.0 times real time on 8 x cpu" in found
     assert "it counts characters" in found
     print_differences(compare_answers(ROWS, ROWS))
