@@ -24,6 +24,7 @@ serve = [
 ]
 # transformers 5.10.0 to 5.10.3 tie this model's head by mistake and would be a wrong oracle.
 parity = [
+    *evaluation,
     "torch>=2.6",
     "transformers>=5.11,<6",
     "peft>=0.18",

@@ -72,7 +72,7 @@ def _percentiles(samples: Float[np.ndarray, " samples"]) -> tuple[float, float]:
 def _samples(
     statistics: Float[np.ndarray, "rows statistics"], seed: int
 ) -> Float[np.ndarray, "samples statistics"]:
-    """Sums of as many rows as there are, drawn with replacement."""
+    """The statistics of as many rows as there are, drawn with replacement and added up."""
     return np.concatenate(list(_sums(statistics, np.random.default_rng(seed))))
 
 

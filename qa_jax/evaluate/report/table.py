@@ -19,11 +19,9 @@ def print_table(scored: Scored, run: JsonDict) -> None:
     """Prints each subset's metrics with their intervals, beside the first number that others
     reported."""
     table = Table(title=scored.title or None, title_justify="left")
-    for name, side in (("subset", "left"), ("metric", "left"), ("score", "right"),
-                       ("95 %", "right"), ("rows", "right"), ("errors", "right"),
-                       ("reported", "right")):  # fmt: skip
-        justify = "right" if side == "right" else "left"
-        table.add_column(name, justify=justify, no_wrap=True)
+    for name in ("subset", "metric", "score", "95 %", "rows", "errors", "reported"):
+        is_text = name in ("subset", "metric")
+        table.add_column(name, justify="left" if is_text else "right", no_wrap=True)
     who = ""
     for own in scored.scores:
         table.add_row(
