@@ -53,6 +53,39 @@ def test_they_are_those_of_the_checkpoint(
     assert rows[0]["eval_wer"] != rows[1]["eval_wer"]
 
 
+def test_other_metrics(settings: dict, tmp_path: Path, one_device: None) -> None:
+    """Those of `train.eval_metrics` are told, and one of them names the best step; an unknown one is
+    refused before anything is trained."""
+    record = {"prompt": "what is three plus four", "text": "It's colour, seven"}
+    manifest = tmp_path / "one.jsonl"
+    manifest.write_text((json.dumps(record) + "\n") * 4)
+    settings["data"] |= {"train": str(manifest), "eval": {"kitchen": str(manifest)}}
+    settings["data"]["buckets"] = {0: 4}
+    settings["train"] |= {"steps": 4, "eval_every": 2, "eval_max_new_tokens": 8}
+    settings["train"] |= {"eval_metrics": ["cer", "bleu"], "eval_normalizer": "whisper"}
+    settings["train"] |= {"eval_language": "en", "best_metric": "eval_kitchen_cer"}
+    run = config(settings)
+    train(run, score=answer_scorer(run))
+    rows = read_metrics(Path(settings["train"]["output_dir"]) / "metrics.jsonl")
+    rows = [row for row in rows if "eval_kitchen_loss" in row]
+    assert len(rows) == 2
+    for row in rows:
+        model = qa_jax.load(settings["train"]["output_dir"], step=int(row["step"]))
+        found = evaluate(
+            model,
+            manifest,
+            metrics=["cer", "bleu"],
+            normalizer="whisper",
+            language="en",
+            max_new_tokens=8,
+        )
+        assert (row["eval_kitchen_cer"], row["eval_kitchen_bleu"]) == tuple(found.values.values())
+        assert "eval_kitchen_wer" not in row
+    settings["train"]["eval_metrics"] = ["werr"]
+    with pytest.raises(InputError, match="no 'werr'; did you mean wer"):
+        answer_scorer(config(settings))
+
+
 def test_answers_end_where_the_model_ends_them(
     settings: dict, tmp_path: Path, one_device: None
 ) -> None:
