@@ -54,8 +54,8 @@ def test_they_are_those_of_the_checkpoint(
 
 
 def test_other_metrics(settings: dict, tmp_path: Path, one_device: None) -> None:
-    """Those of `train.eval_metrics` are told, and one of them names the best step; an unknown one is
-    refused before anything is trained."""
+    """Those of `train.eval_metrics` are told, and one of them names the best step; an unknown
+    one is refused before anything is trained."""
     record = {"prompt": "what is three plus four", "text": "It's colour, seven"}
     manifest = tmp_path / "one.jsonl"
     manifest.write_text((json.dumps(record) + "\n") * 4)

@@ -61,7 +61,8 @@ def test_a_full_queue_is_429(served_model: qa_jax.LoadedModel) -> None:
         }
         with client.chat.completions.create(**long) as stream:
             next(iter(stream))
-            assert (runner.num_running, runner.num_waiting) == (1, 2)
+            # The first piece names the role: it comes before the first answer has its slot.
+            wait_until(lambda: (runner.num_running, runner.num_waiting) == (1, 2))
             with pytest.raises(openai.RateLimitError, match="2 answers are waiting") as caught:
                 client.chat.completions.create(**BODY)
             assert caught.value.response.headers["retry-after"] == "1"

@@ -14,7 +14,7 @@ from qa_jax.data.chat import PLACEHOLDER
 from qa_jax.errors import InputError
 from qa_jax.evaluate import answer, benchmark_names, load_benchmark, read_answers, read_benchmark
 from qa_jax.evaluate import score as score_rows
-from qa_jax.evaluate.benchmarks import metrics_of
+from qa_jax.evaluate.benchmarks.recipes import metrics_of
 from tests.evaluate.layouts.data import WRITERS
 
 pytestmark = pytest.mark.usefixtures("one_device")
