@@ -67,6 +67,11 @@ def _evaluate_answers(arguments: argparse.Namespace, output: str) -> None:
         max_new_tokens = arguments.max_new_tokens or benchmark.max_new_tokens
     else:
         questions = read_questions(arguments.manifest)
+        for question in questions:
+            if "reference" not in question.row:
+                raise InputError(
+                    question.row["source"], "has no answer to compare with", "use qa-jax generate"
+                )
         max_new_tokens = arguments.max_new_tokens or 256
     questions = common.part_of(arguments, questions)
     window_seconds = arguments.window_seconds if arguments.long_audio == "window" else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from qa_jax.evaluate.metrics import Comparison, Interval, Metric, compare, find_
 from qa_jax.generate import read_rows
 
 ALL = "all"
+UNKNOWN = Interval(math.nan, math.nan, math.nan)
 _CHINESE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")
 
 
@@ -28,7 +30,8 @@ class Score(NamedTuple):
         subset: its name.
         metric: name of the metric.
         title: how the metric is printed.
-        value: with its interval; percentages where the metric is one.
+        value: with its interval; percentages where the metric is one; `UNKNOWN` if the title says
+            why.
         num_rows: rows that it is of.
         num_errors: rows without an answer, which have no part in it.
         reported: what others measured, by who did.
@@ -43,6 +46,11 @@ class Score(NamedTuple):
     num_errors: int
     reported: dict[str, float]
     higher_is_better: bool
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is a number."""
+        return not math.isnan(self.value.value)
 
 
 class Scored(NamedTuple):
@@ -119,8 +127,12 @@ def score(
         language: of rows that do not say theirs.
 
     Raises:
-        InputError: no row has an answer, or a reference that a metric needs.
+        InputError: no row has an answer.
     """
+    if all("error" in row for row in rows):
+        raise InputError(
+            "answers", f"none could be given; the first: {rows[0]['error']}", "repair them"
+        )
     if language:
         rows = [{"language": language, **row} for row in rows]
     recipe = _recipe(rows, benchmark, metrics, normalizer)
@@ -158,42 +170,35 @@ def _recipe(
 
 def _score(recipe: BenchmarkConfig, subset: str, name: str, rows: Sequence[JsonDict]) -> Score:
     metric = find_metric(name, recipe.normalizer)
-    answered = answered_rows(rows, name)
-    is_first = name == metrics_of(recipe, subset)[0] if metrics_of(recipe, subset) else False
-    value = interval(metric, answered)
+    answered = [row for row in rows if "error" not in row]
+    problem = _problem(answered, name)
+    title, value = f"{metric.title} ({problem})", UNKNOWN
+    if problem is None:
+        title, value = metric.title, scaled(metric, interval(metric, answered))
+    is_first = name in metrics_of(recipe, subset)[:1]
+    reported = recipe.reported.items() if is_first else ()
     return Score(
         subset,
         name,
-        metric.title,
-        scaled(metric, value),
+        title,
+        value,
         len(answered),
         len(rows) - len(answered),
-        {who: found[subset] for who, found in recipe.reported.items() if subset in found}
-        if is_first
-        else {},
+        {who: found[subset] for who, found in reported if subset in found},
         metric.higher_is_better,
     )
 
 
-def answered_rows(rows: Sequence[JsonDict], metric: str) -> list[JsonDict]:
-    """Rows with an answer; raises InputError if there are none, or a reference is needed that is
-    not there."""
-    answered = [row for row in rows if "error" not in row]
+def _problem(answered: Sequence[JsonDict], metric: str) -> str | None:
+    """Why a metric of some rows is not known; None if it is."""
     if not answered:
-        raise InputError(
-            "answers", f"none could be given; the first: {rows[0]['error']}", "repair them"
-        )
-    for row in answered:
-        if not metric.startswith("judge_") and not row.get("reference"):
-            # An empty reference is one of silence, but not of a question.
-            if "reference" in row and metric in ("wer", "cer", "mer", "wer_compounds"):
-                continue
-            raise InputError(
-                " ".join(row_key(row)).strip(),
-                "has no answer to compare with",
-                "score a set whose answers are known, or --export for its own judges",
-            )
-    return answered
+        return "no answers"
+    if metric.startswith("judge_"):
+        return None if all("judgements" in row for row in answered) else "not judged yet"
+    # An empty reference is one of silence, but not of a question.
+    is_speech = metric in ("wer", "cer", "mer", "wer_compounds")
+    is_known = all("reference" in row if is_speech else row.get("reference") for row in answered)
+    return None if is_known else "references unknown"
 
 
 def scaled(metric: Metric, value: Interval) -> Interval:
@@ -204,7 +209,11 @@ def scaled(metric: Metric, value: Interval) -> Interval:
 
 def _averages(recipe: BenchmarkConfig, scores: Sequence[Score]) -> list[Score]:
     """Means of subsets' first metrics, without intervals."""
-    known = {s.subset: s for s in reversed(scores) if s.metric in metrics_of(recipe, s.subset)[:1]}
+    known = {
+        own.subset: own
+        for own in scores
+        if own.metric in metrics_of(recipe, own.subset)[:1] and own.is_known
+    }
     found = []
     for name, parts in recipe.averages.items():
         if not all(part in known for part in parts):
@@ -249,17 +258,20 @@ def compare_answers(
     pairs = [(r, theirs[row_key(r)]) for r in first if "error" not in r and row_key(r) in theirs]
     if not pairs:
         raise InputError("answers", "of no item that both have", "compare runs of the same data")
-    for ours, other in pairs:
-        if ours.get("reference") != other.get("reference"):
-            raise InputError(" ".join(row_key(ours)), "has two references", "compare the same data")
+    for own, other in pairs:
+        if own.get("reference") != other.get("reference"):
+            raise InputError(" ".join(row_key(own)), "has two references", "compare the same data")
     by_subset: dict[str, list[tuple[JsonDict, JsonDict]]] = {}
     for pair in pairs:
         by_subset.setdefault(str(pair[0].get("subset", ALL)), []).append(pair)
     differences = []
     for subset, found in by_subset.items():
         for name in metrics_of(recipe, subset):
+            ours, others = [a for a, _ in found], [b for _, b in found]
+            if _problem(ours, name) or _problem(others, name):
+                continue
             metric = find_metric(name, recipe.normalizer)
-            result = compare(metric, [a for a, _ in found], [b for _, b in found])
+            result = compare(metric, ours, others)
             scaled_result = result._replace(difference=scaled(metric, result.difference))
             differences.append(Difference(subset, metric.title, scaled_result))
     return differences

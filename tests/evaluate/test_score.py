@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,23 @@ def test_averages_are_of_values_not_of_rows() -> None:
     assert "average" not in {s.subset for s in score(rows[:6]).scores}
 
 
-def test_answers_that_nobody_knows(tmp_path: Path) -> None:
+def test_answers_that_nobody_knows() -> None:
+    """Withheld answers, and judgements that are to come: the title says why there is no number."""
     rows = [row(0, "a cat", "", subset="sound", benchmark="mmau", choices=["a cat", "a dog"])]
-    with pytest.raises(InputError, match="sound 0: has no answer to compare with; score a set"):
-        score(rows)
+    (own,) = score(rows).scores
+    assert own.title == "accuracy (references unknown)" and math.isnan(own.value.value)
+    rows = [
+        row(0, "x", subset="commoneval", benchmark="voicebench"),
+        row(1, "B", "B", subset="mmsu", benchmark="voicebench"),
+        {"id": "2", "subset": "openbookqa", "benchmark": "voicebench", "error": "broken"},
+    ]
+    found = {own.subset: own for own in score(rows).scores}
+    assert found["commoneval"].title == "judge's score of 5 (not judged yet)"
+    assert found["mmsu"].value.value == 100
+    assert found["openbookqa"].title == "accuracy (no answers)"
+    assert found["openbookqa"].num_errors == 1
+    # Silence has an empty reference, which is known.
+    assert score([row(0, "", ""), row(1, "a", "a")]).scores[0].value.value == 0
 
 
 def test_parts_are_joined_by_id(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def write_html(
     scores = [
         {
             **own._asdict(),
-            "value": own.value.value,
+            "value": own.value.value if own.is_known else None,
             "low": None if math.isnan(own.value.low) else own.value.low,
             "high": None if math.isnan(own.value.high) else own.value.high,
         }
@@ -101,7 +101,7 @@ def _page_row(scored: Scored, row: JsonDict) -> JsonDict:
 def _first_metric(scored: Scored, row: JsonDict) -> tuple[str, Metric | None]:
     subset = str(row.get("subset", "all"))
     for own in scored.scores:
-        if own.subset == subset:
+        if own.subset == subset and own.is_known:
             return own.metric, find_metric(own.metric, scored.normalizer)
     return "", None
 
@@ -120,9 +120,9 @@ def _edits(scored: Scored, row: JsonDict, metric: str) -> list[list[str]]:
 
 def _groups(scored: Scored) -> list[JsonDict]:
     """The headline metric by length, source, language and speaker, where there are several."""
-    if not scored.scores:
+    headline = next((own.metric for own in scored.scores if own.is_known), None)
+    if headline is None:
         return []
-    headline = scored.scores[0].metric
     metric = find_metric(headline, scored.normalizer)
     rows = [
         row

@@ -27,7 +27,7 @@ def print_table(scored: Scored, run: JsonDict) -> None:
         table.add_row(
             own.subset,
             own.title,
-            f"{own.value.value:.2f}",
+            f"{own.value.value:.2f}" if own.is_known else "",
             interval_text(own.value),
             str(own.num_rows),
             str(own.num_errors or ""),
@@ -74,7 +74,7 @@ def write_json(path: str, scored: Scored, run: JsonDict) -> None:
     scores = [
         {
             **own._asdict(),
-            "value": own.value.value,
+            "value": own.value.value if own.is_known else None,
             "interval": None if math.isnan(own.value.low) else [own.value.low, own.value.high],
         }
         for own in scored.scores

@@ -63,8 +63,12 @@ def test_end_to_end(name: str, benchmark_data: Data, hf_model: LoadedModel, tmp_
     expected = [(s, m) for s in benchmark.subsets for m in metrics_of(benchmark, s)]
     found = [(own.subset, own.metric) for own in scored.scores]
     assert found[: len(expected)] == expected
-    averages = [own.subset for own in scored.scores[len(expected) :]]
-    assert averages[: len(benchmark.averages)] == list(benchmark.averages)
+    # Where no answer can be read, there is no average.
+    known = {own.subset for own in scored.scores if own.is_known}
+    averages = [name for name, parts in benchmark.averages.items() if set(parts) <= known]
+    rest = [own.subset for own in scored.scores[len(expected) :]]
+    assert rest[: len(averages)] == averages
+    assert averages or not benchmark.averages or name == "air_bench_foundation"
     # A reference for an answer is right by every rule that counts it.
     for row in rows:
         row["prediction"] = row["reference"]

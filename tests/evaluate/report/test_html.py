@@ -72,3 +72,14 @@ def test_the_page_needs_nothing_else(tmp_path: Path, clips: Clips) -> None:
     text = page.read_text()
     assert not re.search(r'(src|href)="(?!data:)', text) and "http" not in text
     assert text.count("</script>") == 2  # the answer's own is no tag
+
+
+def test_answers_without_a_number_yet(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    waiting = {"id": "0", "benchmark": "voicebench", "subset": "commoneval", "prediction": "yes",
+               "question": "?", "reference": "", "seconds": 1.0}  # fmt: skip
+    write_html(str(page), score([waiting]), {})
+    found = content_of(page)
+    assert found["scores"][0]["value"] is None and found["groups"] == []
+    assert "not judged yet" in found["scores"][0]["title"]
+    assert found["rows"][0]["prediction"] == "yes" and "value" not in found["rows"][0]
