@@ -196,12 +196,12 @@ def _fill_from_compiled(
         return ""
     program, used = read_program(compiled, plan.compile_seconds), plan.bytes_per_chip
     # Parameters and cache stay analytic: the encoder's parameters are no argument of decoding but
-    # stay in memory, and the cache is a result of the prefill and an argument of decoding.
-    new = program.new_bytes
+    # stay in memory, and the cache, an argument of both that is written in place, is longer here
+    # by what pads it.
     if job == "prefill":
-        used["batch"] = max(0, program.argument_bytes - used["parameters"])
-        new = max(0, new - used["cache"])
-    used["temporaries"], used["outputs"] = program.temporary_bytes, new
+        rest = program.argument_bytes - used["parameters"] - used["cache"]
+        used["batch"] = max(0, rest)
+    used["temporaries"], used["outputs"] = program.temporary_bytes, program.new_bytes
     # The loop over tokens has no constant trip count and is counted once.
     plan.network_bytes_per_chip = {**bytes_by_collective(program.text)}
     return program.text

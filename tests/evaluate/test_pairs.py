@@ -24,9 +24,17 @@ def test_scores_equal_the_logits(
     kept = tmp_path / "kept.jsonl"
     command = ["evaluate", "--checkpoint", str(tiny_checkpoint), str(pairs), "--output", str(kept)]
     assert main([*command, "--batch-size", "4"]) == 0
-    assert "6 pairs  logp accuracy" in capsys.readouterr().out
+    told = capsys.readouterr().out
     rows = [json.loads(line) for line in kept.read_text().splitlines()]
     assert [r["source"] for r in rows] == [f"{pairs}:{i}" for i in range(1, 7)]
+    better = [row["chosen"] > row["rejected"] for row in rows]
+    better_mean = [
+        row["chosen"] / row["chosen_tokens"] > row["rejected"] / row["rejected_tokens"]
+        for row in rows
+    ]
+    assert sum(better) != 3 != sum(better_mean)  # else the reverse would look the same
+    assert f"6 pairs  logp accuracy {sum(better) / 6:.2%}" in told
+    assert f"mean logp accuracy {sum(better_mean) / 6:.2%}" in told
     loaded = load(tiny_checkpoint)
     assert loaded.processor is not None
     for row, record in zip(rows, read_manifest(pairs), strict=True):
