@@ -7,10 +7,14 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qa_jax.config import SAMPLE_RATE, JsonDict
 from qa_jax.data import AudioSource
 from qa_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from prompt_toolkit.completion import Completer
 
 _COMMANDS = {
     ":audio FILE [FILE ...]": "then a line of text, or an empty line for voice chat",
@@ -168,15 +172,30 @@ def print_help() -> None:
 
 def _reader(history: Path) -> Callable[[str], str]:
     from prompt_toolkit import PromptSession
-    from prompt_toolkit.completion import NestedCompleter, PathCompleter
     from prompt_toolkit.history import FileHistory
 
     history.parent.mkdir(parents=True, exist_ok=True)
+    return PromptSession(history=FileHistory(str(history)), completer=command_completer()).prompt
+
+
+def command_completer() -> Completer:
+    """Completes commands, and files after those that take one."""
+    from prompt_toolkit.completion import (
+        NestedCompleter,
+        PathCompleter,
+        WordCompleter,
+        merge_completers,
+    )
+
     files = PathCompleter(expanduser=True)
-    takes_file = (":audio", ":save")
-    words = {name.split()[0] for name in _COMMANDS}
-    completer = NestedCompleter({w: files if w in takes_file else None for w in sorted(words)})
-    return PromptSession(history=FileHistory(str(history)), completer=completer).prompt
+    commands = sorted({name.split()[0] for name in _COMMANDS})
+    return merge_completers(
+        [
+            # For the nested one a word starts behind the colon.
+            WordCompleter(commands, sentence=True),
+            NestedCompleter(dict.fromkeys((":audio", ":save"), files)),
+        ]
+    )
 
 
 def _paths(text: str) -> list[str]:

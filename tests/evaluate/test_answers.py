@@ -44,6 +44,21 @@ def test_the_record_goes_on_over_interruptions(
     assert anew["answer_seconds"] < later["answer_seconds"]
 
 
+def test_the_record_is_there_after_a_kill(
+    benchmark_data: Callable[[str], str], hf_model: LoadedModel, tmp_path: Path
+) -> None:
+    questions = read_benchmark("librispeech", benchmark_data("librispeech"))
+
+    def kill(done: int, total: int) -> None:
+        if done:
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        answer(hf_model, questions, tmp_path / "a.jsonl", progress=kill, max_new_tokens=3)
+    record = json.loads((tmp_path / "a.jsonl.run.json").read_text())
+    assert record["answer_seconds"] >= 0 and record["model"] == hf_model.fingerprint
+
+
 def test_other_settings_are_refused(
     benchmark_data: Callable[[str], str], hf_model: LoadedModel, tmp_path: Path
 ) -> None:
