@@ -18,8 +18,10 @@ from qa_jax.data.manifest import (
     split_last_answer,
     to_prompt,
 )
+from qa_jax.data.stored import StoredClip
+from qa_jax.data.urls import is_url
 from qa_jax.errors import InputError
-from qa_jax.paths import PathLike, parent
+from qa_jax.paths import PathLike, join, parent
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".au", ".npy")
 
@@ -67,10 +69,23 @@ def read_questions(path: PathLike) -> list[Question]:
         if not prompt.text:
             raise InputError(source, "has no prompt to answer", "add messages, audio or a prompt")
         row: JsonDict = {"source": source, "prompt": prompt.text}
+        if names := clip_names(prompt.audio, parent(path)):
+            row["audio"] = names
         if reference is not None:
             row["reference"] = reference
         questions.append(Question(row, prompt, parent(path)))
     return questions
+
+
+def clip_names(clips: Sequence[AudioSource], base: PathLike = "") -> list[str]:
+    """Where clips are, as far as they have a name: not those whose bytes are in the prompt."""
+    names = []
+    for clip in clips:
+        if isinstance(clip, StoredClip):
+            names.append(str(clip))
+        elif isinstance(clip, str) and not clip.startswith("data:"):
+            names.append(clip if is_url(clip) else join(base, clip))
+    return names
 
 
 def _prompt_and_reference(raw: JsonDict, source: str) -> tuple[Prompt, str | None]:

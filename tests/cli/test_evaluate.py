@@ -34,3 +34,16 @@ def test_the_output_of_a_dataset_elsewhere_is_named(
 ) -> None:
     assert main(["evaluate", "--checkpoint", str(tiny_checkpoint), "hf://owner/name"]) == 2
     assert "--output: is needed for hf://owner/name; name a local file" in capsys.readouterr().err
+
+
+def test_the_page_of_a_manifest_has_its_clips(
+    manifest: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [x for x in manifest.read_text().splitlines(keepends=True) if "audio" in x][:5]
+    (tmp_path / "some.jsonl").write_text("".join(lines))
+    command = ["evaluate", "--checkpoint", str(tiny_checkpoint), "--max-new-tokens", "2"]
+    command += [str(tmp_path / "some.jsonl"), "--metric", "cer", "--html", str(tmp_path / "p.html")]
+    assert main(command) == 0
+    assert "CER" in capsys.readouterr().out
+    num_clips = sum(json.dumps(json.loads(line)).count('"audio": "') for line in lines)
+    assert (tmp_path / "p.html").read_text().count("data:audio/mpeg") == num_clips > 4

@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from qa_jax.config import BenchmarkConfig, JsonDict, parse, read_yaml
-from qa_jax.data.questions import Question, instruction_prompt
+from qa_jax.data.questions import Question, clip_names, instruction_prompt
 from qa_jax.errors import InputError, suggest
 from qa_jax.evaluate.layouts import Item, read_items
 from qa_jax.evaluate.metrics import find_metric
@@ -104,7 +104,7 @@ def _question(
         "id": item.id,
         "benchmark": name,
         "subset": subset,
-        "audio": [str(clip) for clip in item.audio],
+        "audio": clip_names(item.audio),
         "prompt": text,
         "reference": item.reference,
     }
