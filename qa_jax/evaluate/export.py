@@ -30,7 +30,7 @@ def export(
     """
     rows = read_answers(answers)
     name = name or str(rows[0].get("benchmark", ""))
-    benchmark = load_benchmark(name)
+    benchmark = load_benchmark(name, rows[0].get("table"))
     by_subset: dict[str, list[JsonDict]] = {}
     for row in rows:
         by_subset.setdefault(str(row.get("subset", "")), []).append(row)

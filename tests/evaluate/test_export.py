@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from qa_jax.errors import InputError
-from qa_jax.evaluate import read_benchmark
+from qa_jax.evaluate import read_benchmark, score
 from qa_jax.evaluate.export import export
+from tests.evaluate.layouts.data import Clips, mmau
 
 Data = Callable[[str], str]
 
@@ -37,6 +38,26 @@ def test_mmau_gets_its_own_rows_with_the_answers(benchmark_data: Data, tmp_path:
     assert by_id["id-0"]["model_output"] == ""  # an error
     original = json.loads(Path(data, "mmau-test-mini.json").read_text())
     assert {k: v for k, v in by_id["id-1"].items() if k != "model_output"} == original[1]
+
+
+def test_a_table_whose_answers_are_withheld(clips: Clips, tmp_path: Path) -> None:
+    """MMAU's test set: answered for submission, scored by its authors."""
+    mmau(tmp_path, clips)
+    rows = json.loads((tmp_path / "mmau-test-mini.json").read_text())
+    for row in rows:
+        row |= {"id": f"test-{row['id']}", "answer": ""}
+    (tmp_path / "mmau-test.json").write_text(json.dumps(rows))
+    questions = read_benchmark("mmau", str(tmp_path), table="mmau-test.json")
+    assert [q.row["id"] for q in questions][:1] == ["test-id-0"]
+    found = [{**q.row, "prediction": "A cat"} for q in questions]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+    (own, *_) = score(found).scores
+    assert own.title == "accuracy (references unknown)"
+    output = tmp_path / "submission.json"
+    assert export([str(tmp_path / "a.jsonl")], str(output), data=str(tmp_path)) == 4
+    assert {row["id"]: row["model_output"] for row in json.loads(output.read_text())} == {
+        f"test-id-{i}": "A cat" for i in range(4)
+    }
 
 
 def test_a_file_for_each_subset(benchmark_data: Data, tmp_path: Path) -> None:

@@ -19,15 +19,22 @@ def benchmark_names() -> list[str]:
                   p.name.endswith(".yaml"))  # fmt: skip
 
 
-def load_benchmark(name: str) -> BenchmarkConfig:
+def load_benchmark(name: str, table: str | None = None) -> BenchmarkConfig:
     """A recipe by its name, or of a .yaml file, which may name another as its `base:`.
 
-    Raises InputError for an unknown name, or a recipe that cannot be used.
+    Args:
+        name: of the recipe.
+        table: the data's file with the questions, if it is not the recipe's.
+
+    Raises:
+        InputError: for an unknown name, or a recipe that cannot be used.
     """
     path = _recipe_path(name)
     raw = read_yaml(path)
     if "base" in raw:
         raw = {**read_yaml(_recipe_path(str(raw.pop("base")))), **raw}
+    if table:
+        raw["subsets"] = {name: {**own, "table": table} for name, own in raw["subsets"].items()}
     benchmark = parse(BenchmarkConfig, raw, path)
     known = {*benchmark.subsets, *benchmark.averages}
     named = {*benchmark.subset_metrics, *benchmark.judge.subsets}
@@ -69,21 +76,22 @@ def read_benchmark(
         data: where its data is; see `read_items`.
         subsets: some of its subsets; all by default.
         style: "base", without a chat template, or "instruct"; by default the recipe's.
-        table: the data's file with the questions, if it is not the recipe's.
+        table: as for `load_benchmark`.
         limit: items of each subset, the first ones.
 
     Raises:
         InputError: for what is not there.
     """
-    benchmark = load_benchmark(name)
+    benchmark = load_benchmark(name, table)
     questions = []
     for subset in subsets or benchmark.subsets:
         if subset not in benchmark.subsets:
             raise InputError("subset", f"no {subset!r}", suggest(subset, benchmark.subsets))
-        if table:
-            benchmark.subsets[subset]["table"] = table
         items = read_items(benchmark, subset, data)[:limit]
-        questions += [_question(benchmark, name, subset, item, style) for item in items]
+        found = [_question(benchmark, name, subset, item, style) for item in items]
+        for question in found if table else ():
+            question.row["table"] = table  # so that answers find their items again
+        questions += found
     return questions
 
 

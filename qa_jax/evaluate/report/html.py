@@ -197,7 +197,8 @@ def _add_clips(
 
 
 def _items(answers: Sequence[JsonDict], data: str) -> dict[tuple[str, str], list[AudioSource]]:
-    benchmark = load_benchmark(str(answers[0].get("benchmark", "")))
+    first = answers[0]
+    benchmark = load_benchmark(str(first.get("benchmark", "")), first.get("table"))
     return {
         (subset, item.id): item.audio
         for subset in {str(row["subset"]) for row in answers}
