@@ -83,9 +83,9 @@ def array_types(hint: object) -> Iterator[object]:
 def test_every_array_of_a_public_function_has_a_shape() -> None:
     bare, variadic, num_arrays = [], set(), 0
     for name, function in public_functions():
-        # tensorstore is imported where it is used.
+        # tensorstore and prompt_toolkit are imported where they are used.
         for argument, hint in typing.get_type_hints(
-            function, None, {"TensorStore": object}
+            function, None, {"TensorStore": object, "Completer": object}
         ).items():
             for found in array_types(hint):
                 num_arrays += 1
