@@ -12,6 +12,9 @@ from qa_jax.errors import InputError, suggest
 from qa_jax.evaluate.layouts import Item, read_items
 from qa_jax.evaluate.metrics import find_metric
 
+_METRICS_OF_TEXTS = [("wer",), ("cer",), ("mer",), ("wer_compounds",), ("bleu",)]
+"""First metrics of transcripts and translations."""
+
 
 def benchmark_names() -> list[str]:
     """The names of all recipes."""
@@ -119,6 +122,7 @@ def _question(
     if "language" in settings:
         row["language"] = settings["language"]
     row |= {key: value for key, value in item.fields.items() if not key.startswith("choice_")}
-    one_clip = len(item.audio) == 1
+    # Windows of a long clip are answered apart where answers can be joined.
+    is_text = metrics_of(benchmark, subset)[:1] in _METRICS_OF_TEXTS and len(item.audio) == 1
     prompt = instruction_prompt(item.audio, text, is_raw)
-    return Question(row, prompt, instruction=text if one_clip else None, is_raw=is_raw)
+    return Question(row, prompt, instruction=text if is_text else None, is_raw=is_raw)

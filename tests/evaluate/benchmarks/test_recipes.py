@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import soundfile
 
+import qa_jax
 from qa_jax.api import LoadedModel
 from qa_jax.data.chat import PLACEHOLDER
 from qa_jax.errors import InputError
 from qa_jax.evaluate import answer, benchmark_names, load_benchmark, read_answers, read_benchmark
 from qa_jax.evaluate import score as score_rows
 from qa_jax.evaluate.benchmarks.recipes import metrics_of
-from tests.evaluate.layouts.data import WRITERS
+from tests.conftest import make_waveform
+from tests.evaluate.layouts.data import WRITERS, Clips, mmau
 
 pytestmark = pytest.mark.usefixtures("one_device")
 NAMES = sorted(WRITERS)
@@ -106,6 +110,29 @@ def test_prompts(benchmark_data: Data) -> None:
         "next line, you may only choose A or B or C or D.\nWhich?\nA. rain\nB. wind\nC. fire\n"
         "D. None"
     )
+
+
+def test_long_clips(
+    benchmark_data: Data, hf_checkpoint: Path, tmp_path: Path, clips: Clips
+) -> None:
+    """A transcript is that of windows, joined; a question is asked once, of several clips."""
+    data = Path(benchmark_data("librispeech"))
+    (directory,) = (data / "test-clean" / "61").iterdir()
+    chapter = tmp_path / "speech" / "test-clean" / "61" / "70"
+    shutil.copytree(directory, chapter)
+    mmau(tmp_path / "mmau", clips)
+    seconds = 35
+    soundfile.write(chapter / "61-70-0000.flac", make_waveform(seconds), 16_000)
+    for i in range(4):
+        soundfile.write(tmp_path / f"mmau/test-mini-audios/{i}.wav", make_waveform(seconds), 16_000)
+    model = qa_jax.load(hf_checkpoint, num_slots=2, capacity=1024, long_audio="window")
+    for name, root, subset in (("librispeech", "speech", "test-clean"), ("mmau", "mmau", "music")):
+        questions = read_benchmark(name, str(tmp_path / root), subsets=[subset], limit=1)
+        output = tmp_path / f"{name}.jsonl"
+        answer(model, questions, output, window_seconds=30.0, max_new_tokens=2)
+        (row,) = read_answers([output])
+        assert row["seconds"] == seconds
+        assert len(row["segments"]) == (2 if name == "librispeech" else 1)
 
 
 def test_parts_of_a_benchmark(benchmark_data: Data) -> None:
