@@ -164,5 +164,5 @@ def test_the_server_survives(fuzzed: Running) -> None:
     assert not {s for s in statuses if s.startswith("5")}, statuses
     wait_until(lambda: runner.num_running == 0 and runner.num_waiting == 0)
     assert right() == expected
-    # Let go of after the answer is sent, which may be later than it is read here.
+    # Released after the answer is sent, which may be later than it is read here.
     wait_until(lambda: fuzzed.app._num_bytes == 0)
