@@ -47,8 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate_answers(arguments: argparse.Namespace, output: str) -> None:
-    from qa_jax.data.questions import read_questions
-    from qa_jax.evaluate import answer, load_benchmark, read_benchmark
+    from qa_jax.evaluate import answer, load_benchmark, read_benchmark, read_labelled
 
     settings = {}
     if arguments.benchmark:
@@ -66,12 +65,7 @@ def _evaluate_answers(arguments: argparse.Namespace, output: str) -> None:
         settings = {"min_new_tokens": benchmark.min_new_tokens}
         max_new_tokens = arguments.max_new_tokens or benchmark.max_new_tokens
     else:
-        questions = read_questions(arguments.manifest)
-        for question in questions:
-            if "reference" not in question.row:
-                raise InputError(
-                    question.row["source"], "has no answer to compare with", "use qa-jax generate"
-                )
+        questions = read_labelled(arguments.manifest)
         max_new_tokens = arguments.max_new_tokens or 256
     questions = common.part_of(arguments, questions)
     window_seconds = arguments.window_seconds if arguments.long_audio == "window" else None

@@ -62,14 +62,15 @@ def print_scores(arguments: argparse.Namespace, outputs: Sequence[str]) -> None:
     from qa_jax.evaluate.report import print_table, write_html, write_json
     from qa_jax.evaluate.score import answer_files
 
+    rows = read_answers(outputs)
     scored = score(
-        read_answers(outputs),
+        rows,
         benchmark=arguments.benchmark,
         metrics=tuple(arguments.metric),
         normalizer=arguments.normalizer,
         language=arguments.language,
     )
-    run_record = read_run(answer_files(outputs))
+    run_record = read_run(answer_files(outputs), rows)
     print_table(scored, run_record)
     if arguments.json:
         write_json(arguments.json, scored, run_record)

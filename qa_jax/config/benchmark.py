@@ -21,7 +21,6 @@ class JudgeConfig:
         temperature: of the judge.
         max_tokens: of its answer.
         both_orders: asks twice, with the reference's and the model's answer swapped.
-        subsets: those that are judged; empty for all.
     """
 
     prompt: str = ""
@@ -31,7 +30,6 @@ class JudgeConfig:
     temperature: float = 0.0
     max_tokens: int = 1024
     both_orders: bool = False
-    subsets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from qa_jax.evaluate.answers import answer, read_run
 from qa_jax.evaluate.benchmarks import benchmark_names, load_benchmark, read_benchmark
-from qa_jax.evaluate.evaluate import Scores, evaluate
+from qa_jax.evaluate.evaluate import Scores, evaluate, read_labelled
 from qa_jax.evaluate.in_training import AnswerScorer, answer_scorer
 from qa_jax.evaluate.metrics import METRICS, find_metric, metric_of_texts
 from qa_jax.evaluate.normalizers import NORMALIZERS, normalize
@@ -28,6 +28,7 @@ __all__ = [
     "normalize",
     "read_answers",
     "read_benchmark",
+    "read_labelled",
     "read_run",
     "score",
 ]

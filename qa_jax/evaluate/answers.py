@@ -14,7 +14,7 @@ import jax
 from qa_jax.api import LoadedModel
 from qa_jax.config import JsonDict
 from qa_jax.data.questions import Question
-from qa_jax.generate import Summary, read_rows
+from qa_jax.generate import Summary
 from qa_jax.paths import write_whole
 from qa_jax.terminal import Progress
 
@@ -92,11 +92,12 @@ def _run(model: LoadedModel, settings: JsonDict, seconds: float) -> JsonDict:
     }
 
 
-def read_run(outputs: Sequence[str | Path]) -> JsonDict:
-    """How some files of answers were made: seconds of clips and of answering, and their ratio, the
-    inverse real-time factor (RTFx); of parts that were answered side by side, the longest."""
+def read_run(outputs: Sequence[str | Path], rows: Sequence[JsonDict]) -> JsonDict:
+    """How the rows of some files of answers were made: seconds of clips and of answering, and their
+    ratio, the inverse real-time factor (RTFx); of parts that were answered side by side, the
+    longest."""
     runs = [json.loads(p.read_text()) for p in map(_record_path, outputs) if p.exists()]
-    audio = sum(row.get("seconds", 0.0) for output in outputs for row in read_rows(output))
+    audio = sum(row.get("seconds", 0.0) for row in rows)
     found: JsonDict = {"audio_seconds": round(audio, 3)}
     if len(runs) == len(outputs):
         seconds = max(run["answer_seconds"] for run in runs)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qa_jax.api import LoadedModel
-from qa_jax.data.questions import read_questions
+from qa_jax.data.questions import Question, read_questions
 from qa_jax.errors import InputError
 from qa_jax.evaluate.answers import answer
 from qa_jax.evaluate.metrics import find_metric
@@ -28,6 +28,17 @@ class Scores(NamedTuple):
     num_records: int
     num_errors: int
     values: dict[str, float]
+
+
+def read_labelled(manifest: str | Path) -> list[Question]:
+    """The questions of a manifest; raises InputError for a record without an answer."""
+    questions = read_questions(manifest)
+    for question in questions:
+        if "reference" not in question.row:
+            raise InputError(
+                question.row["source"], "has no answer to compare with", "add the assistant's turn"
+            )
+    return questions
 
 
 def evaluate(
@@ -60,12 +71,7 @@ def evaluate(
         InputError: a record has no answer to compare with, or none could be answered.
     """
     found = [find_metric(name, normalizer) for name in metrics]
-    questions = read_questions(manifest)
-    for question in questions:
-        if "reference" not in question.row:
-            raise InputError(
-                question.row["source"], "has no answer to compare with", "add the assistant's turn"
-            )
+    questions = read_labelled(manifest)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "predictions.jsonl") if output is None else Path(output)
         answer(model, questions, path, progress=progress, **settings)

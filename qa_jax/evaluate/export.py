@@ -35,7 +35,8 @@ def export(
     for row in rows:
         by_subset.setdefault(str(row.get("subset", "")), []).append(row)
     if benchmark.export.columns:
-        found = {s: _renamed(benchmark, own, answers) for s, own in by_subset.items()}
+        rtfx = read_run(answers, rows).get("rtfx")
+        found = {s: _renamed(benchmark, own, rtfx) for s, own in by_subset.items()}
     else:
         if data is None:
             raise InputError("--export", "needs the benchmark's rows", "give --data")
@@ -65,11 +66,10 @@ def _attached(
 
 
 def _renamed(
-    benchmark: BenchmarkConfig, rows: Sequence[JsonDict], answers: Sequence[str]
+    benchmark: BenchmarkConfig, rows: Sequence[JsonDict], rtfx: float | None
 ) -> list[JsonDict]:
     """Rows of the recipe's columns. "time" is the clip's share of the run's time, for answers are
     generated side by side."""
-    rtfx = read_run(answers).get("rtfx")
     found = []
     for row in rows:
         known = {**row, "time": row.get("seconds", 0.0) / rtfx if rtfx else None}

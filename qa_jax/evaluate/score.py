@@ -16,6 +16,7 @@ from qa_jax.config import BenchmarkConfig, JsonDict
 from qa_jax.errors import InputError
 from qa_jax.evaluate.benchmarks import load_benchmark, metrics_of
 from qa_jax.evaluate.metrics import Comparison, Interval, Metric, compare, find_metric, interval
+from qa_jax.evaluate.metrics.error_rate import ERROR_RATES
 from qa_jax.generate import read_rows
 
 ALL = "all"
@@ -133,8 +134,7 @@ def score(
         raise InputError(
             "answers", f"none could be given; the first: {rows[0]['error']}", "repair them"
         )
-    if language:
-        rows = [{"language": language, **row} for row in rows]
+    rows = _in_language(rows, language)
     recipe = _recipe(rows, benchmark, metrics, normalizer)
     subsets: dict[str, list[JsonDict]] = {name: [] for name in recipe.subsets}
     for row in rows:
@@ -149,6 +149,10 @@ def score(
         first = (metrics or metrics_of(recipe, next(iter(subsets))))[:1]
         scores += [_score(recipe, ALL, name, list(rows)) for name in first if name != "bleu"]
     return Scored(recipe.title, recipe.notes, recipe.normalizer, scores, list(rows))
+
+
+def _in_language(rows: Sequence[JsonDict], language: str | None) -> Sequence[JsonDict]:
+    return [{"language": language, **row} for row in rows] if language else rows
 
 
 def _recipe(
@@ -196,7 +200,7 @@ def _problem(answered: Sequence[JsonDict], metric: str) -> str | None:
     if metric.startswith("judge_"):
         return None if all("judgements" in row for row in answered) else "not judged yet"
     # An empty reference is one of silence, but not of a question.
-    is_speech = metric in ("wer", "cer", "mer", "wer_compounds")
+    is_speech = metric in ERROR_RATES
     is_known = all("reference" in row if is_speech else row.get("reference") for row in answered)
     return None if is_known else "references unknown"
 
@@ -241,19 +245,21 @@ class Difference(NamedTuple):
 
 
 def compare_answers(
-    first: Sequence[JsonDict], second: Sequence[JsonDict], **settings: str | None
+    first: Sequence[JsonDict],
+    second: Sequence[JsonDict],
+    *,
+    benchmark: str | None = None,
+    normalizer: str | None = None,
+    language: str | None = None,
 ) -> list[Difference]:
     """The second model's metrics less the first's, by subset, on the rows that both answered.
 
     Args:
         first, second: of `read_answers`.
-        settings: "benchmark", "normalizer" and "language", as for `score`.
+        benchmark, normalizer, language: as for `score`.
     """
-    if settings.get("language"):
-        first, second = (
-            [{"language": settings["language"], **row} for row in rows] for rows in (first, second)
-        )
-    recipe = _recipe(first, settings.get("benchmark"), (), settings.get("normalizer"))
+    first, second = _in_language(first, language), _in_language(second, language)
+    recipe = _recipe(first, benchmark, (), normalizer)
     theirs = {row_key(row): row for row in second if "error" not in row}
     pairs = [(r, theirs[row_key(r)]) for r in first if "error" not in r and row_key(r) in theirs]
     if not pairs:

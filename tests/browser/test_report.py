@@ -32,7 +32,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     page = directory / "report.html"
     given = os.environ.get("QA_JAX_ANSWERS")
     if given:
-        write_html(str(page), score(read_answers([given])), read_run([given]), 60)
+        rows = read_answers([given])
+        write_html(str(page), score(rows), read_run([given], rows), 60)
         return page
     clips = Clips(directory / "clips")
     rows = []

@@ -33,8 +33,9 @@ def test_the_record_goes_on_over_interruptions(
     answer(hf_model, questions, again, max_new_tokens=3)
     later = json.loads((tmp_path / "answers.jsonl.run.json").read_text())
     assert later["answer_seconds"] >= record["answer_seconds"] > 0
-    run = read_run([output])
-    seconds = sum(row["seconds"] for row in read_answers([output]))
+    rows = read_answers([output])
+    run = read_run([output], rows)
+    seconds = sum(row["seconds"] for row in rows)
     assert run["audio_seconds"] == pytest.approx(seconds, abs=1e-3)
     assert run["rtfx"] == pytest.approx(seconds / later["answer_seconds"])
     # A file that is made anew counts from the start.

@@ -11,9 +11,10 @@ from qa_jax.data.questions import Question, clip_names, instruction_prompt
 from qa_jax.errors import InputError, suggest
 from qa_jax.evaluate.layouts import Item, read_items
 from qa_jax.evaluate.metrics import find_metric
+from qa_jax.evaluate.metrics.error_rate import ERROR_RATES
 
-_METRICS_OF_TEXTS = [("wer",), ("cer",), ("mer",), ("wer_compounds",), ("bleu",)]
-"""First metrics of transcripts and translations."""
+_METRICS_OF_TEXTS = {*ERROR_RATES, "bleu"}
+"""Of transcripts and translations."""
 
 
 def benchmark_names() -> list[str]:
@@ -40,8 +41,7 @@ def load_benchmark(name: str, table: str | None = None) -> BenchmarkConfig:
         raw["subsets"] = {name: {**own, "table": table} for name, own in raw["subsets"].items()}
     benchmark = parse(BenchmarkConfig, raw, path)
     known = {*benchmark.subsets, *benchmark.averages}
-    named = {*benchmark.subset_metrics, *benchmark.judge.subsets}
-    for names in (named, *benchmark.averages.values()):
+    for names in (benchmark.subset_metrics, *benchmark.averages.values()):
         for subset in names:
             if subset not in known:
                 raise InputError(path, f"names a subset {subset}", suggest(subset, known))
@@ -123,6 +123,7 @@ def _question(
         row["language"] = settings["language"]
     row |= {key: value for key, value in item.fields.items() if not key.startswith("choice_")}
     # Windows of a long clip are answered apart where answers can be joined.
-    is_text = metrics_of(benchmark, subset)[:1] in _METRICS_OF_TEXTS and len(item.audio) == 1
+    first = metrics_of(benchmark, subset)[:1]
+    is_text = len(item.audio) == 1 and not _METRICS_OF_TEXTS.isdisjoint(first)
     prompt = instruction_prompt(item.audio, text, is_raw)
     return Question(row, prompt, instruction=text if is_text else None, is_raw=is_raw)

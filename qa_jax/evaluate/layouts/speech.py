@@ -42,15 +42,7 @@ def common_voice(root: str, subset: JsonDict) -> Iterator[Item]:
     path = subset["path"]
     directory = find(root, path, f"cv-corpus-15.0-2023-09-08/{path}", what="Common Voice")
     table = find(str(directory), f"{subset['split']}.tsv", what="a language of Common Voice")
-    for row in read_csv(table, "\t"):
-        name = column(row, "path", table)
-        yield Item(
-            name,
-            [str(directory / "clips" / name)],
-            column(row, "sentence", table),
-            {"speaker": row.get("client_id", "")[:12]},
-            row,
-        )
+    yield from _common_voice_items(directory, table, "sentence")
 
 
 _FLEURS = ("id", "file_name", "raw_transcription", "transcription", "chars", "num_samples",
@@ -78,15 +70,15 @@ def covost2(root: str, subset: JsonDict) -> Iterator[Item]:
     source, target = subset["source"], subset["target"]
     directory = find(root, source, what="Common Voice 4 by language")
     table = find(str(directory), f"covost_v2.{source}_{target}.test.tsv", what="CoVoST 2's tables")
+    yield from _common_voice_items(directory, table, "translation")
+
+
+def _common_voice_items(directory: AnyPath, table: AnyPath, text: str) -> Iterator[Item]:
+    """The rows of a table in Common Voice's form, whose clips are in clips/."""
     for row in read_csv(table, "\t"):
         name = column(row, "path", table)
-        yield Item(
-            name,
-            [str(directory / "clips" / name)],
-            column(row, "translation", table),
-            {"speaker": row.get("client_id", "")[:12]},
-            row,
-        )
+        clip, speaker = str(directory / "clips" / name), row.get("client_id", "")[:12]
+        yield Item(name, [clip], column(row, text, table), {"speaker": speaker}, row)
 
 
 def _lines(path: AnyPath, separator: str | None) -> Iterator[tuple[str, str]]:

@@ -42,6 +42,12 @@ TOKENIZERS: dict[str, tuple[str, Tokenizer]] = {
     "mer": ("MER", mixed),
 }
 
+ERROR_RATES: dict[str, Tokenizer] = {
+    **{name: tokenize for name, (_, tokenize) in TOKENIZERS.items()},
+    "wer_compounds": words,
+}
+"""All metrics of edits, and what they count."""
+
 
 def error_rate(name: str, normalizer: Normalizer) -> Metric:
     """One of `TOKENIZERS` after a normalizer."""

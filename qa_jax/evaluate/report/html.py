@@ -20,7 +20,7 @@ from qa_jax.errors import InputError
 from qa_jax.evaluate.benchmarks import load_benchmark
 from qa_jax.evaluate.layouts import read_items
 from qa_jax.evaluate.metrics import Metric, find_metric, interval
-from qa_jax.evaluate.metrics.error_rate import TOKENIZERS, align, words
+from qa_jax.evaluate.metrics.error_rate import ERROR_RATES, align
 from qa_jax.evaluate.normalizers import find_normalizer
 from qa_jax.evaluate.score import Scored, row_key, scaled
 from qa_jax.terminal import progress_bar
@@ -91,7 +91,7 @@ def _page_row(scored: Scored, row: JsonDict) -> JsonDict:
         return {**found, "value": None, "badness": 1e6 if value > 0 else 1e3}
     found["value"] = 100 * value if metric.is_percent else value
     found["badness"] = -value if metric.higher_is_better else value
-    if metric_name in TOKENIZERS or metric_name == "wer_compounds":
+    if metric_name in ERROR_RATES:
         found["edits"] = _edits(scored, row, metric_name)
     if metric.is_percent:
         found["right"] = value == float(metric.higher_is_better)
@@ -109,7 +109,7 @@ def _first_metric(scored: Scored, row: JsonDict) -> tuple[str, Metric | None]:
 def _edits(scored: Scored, row: JsonDict, metric: str) -> list[list[str]]:
     """The alignment's stretches: kind, words of the reference, words of the answer."""
     normalize = find_normalizer(scored.normalizer)
-    tokenize = TOKENIZERS[metric][1] if metric in TOKENIZERS else words
+    tokenize = ERROR_RATES[metric]
     language = str(row.get("language", ""))
     reference, answer = (
         tokenize(normalize(row[key], language)) for key in ("reference", "prediction")
