@@ -14,6 +14,7 @@ from qa_jax.errors import InputError
 from qa_jax.evaluate.benchmarks import metrics_of
 from qa_jax.evaluate.metrics.judged import JUDGE_RULES, JUDGE_TASKS
 from qa_jax.evaluate.score import read_answers, row_key
+from qa_jax.generate import drop_torn_row
 from qa_jax.terminal import Progress
 
 Ask = Callable[[str], str]
@@ -167,20 +168,16 @@ def _replaced(prompt: str, names: dict[str, str], fields: JsonDict) -> Iterator[
 
 def _resume(output: Path, rows: Sequence[JsonDict], digest: str) -> int:
     """How many rows are judged already; cuts off a torn one."""
-    if not output.exists() or not output.stat().st_size:
+    if not output.exists():
         return 0
-    content = output.read_bytes()
-    with output.open("r+b") as file:
-        file.truncate(content.rfind(b"\n") + 1)
-    if not content.rfind(b"\n") + 1:
-        return 0
-    done = read_answers([output])
+    done = read_answers([output]) if b"\n" in output.read_bytes() else []
     for number, (own, row) in enumerate(zip(done, rows, strict=False), start=1):
         is_same = row_key(own) == row_key(row) and own.get("prediction") == row.get("prediction")
         if not is_same or own.get("judge") != digest:
             raise InputError(
                 f"{output}:{number}", "is of another answer or judge", "give another --output"
             )
+    drop_torn_row(output)
     return len(done)
 
 

@@ -113,7 +113,6 @@ def _resume(output: Path, questions: Sequence[Question], digest: str) -> list[Js
     if not output.exists():
         return []
     content = output.read_bytes()
-    complete = content.rfind(b"\n") + 1
     remedy = "give another --output, or remove it"
     try:
         rows = _complete_rows(content)
@@ -127,10 +126,17 @@ def _resume(output: Path, questions: Sequence[Question], digest: str) -> list[Js
             raise InputError(source, "is the row of another question", remedy)
         if row.get("settings") != digest:
             raise InputError(source, "was answered with other settings", remedy)
+    drop_torn_row(output)
+    return rows
+
+
+def drop_torn_row(output: Path) -> None:
+    """Cuts off what a kill left behind a file's last complete row."""
+    content = output.read_bytes()
+    complete = content.rfind(b"\n") + 1
     if complete < len(content):
         with output.open("r+b") as file:
             file.truncate(complete)
-    return rows
 
 
 class _Asker(NamedTuple):

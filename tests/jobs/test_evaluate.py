@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import soundfile
 
 from qa_jax.generate import read_rows
 from tests.conftest import make_waveform
+from tests.jobs.kills import kill_three_times
 
 pytestmark = pytest.mark.jobs
 NUM_CLIPS = 260
@@ -32,16 +32,8 @@ def test_killed_three_times(tiny_checkpoint: Path, tmp_path: Path) -> None:
                "--data", str(tmp_path / "data"), "--subset", "test-clean", "--max-new-tokens", "6",
                "--checkpoint", str(tiny_checkpoint), "--output"]  # fmt: skip
     subprocess.run([*command, str(tmp_path / "whole.jsonl")], check=True)
-    output, counts = tmp_path / "killed.jsonl", []
-    for kill in range(1, 4):
-        process = subprocess.Popen([*command, str(output)])
-        while not output.exists() or output.read_bytes().count(b"\n") < kill * NUM_CLIPS // 4:
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.kill()
-        process.wait()
-        counts.append(output.read_bytes().count(b"\n"))
-    assert counts == sorted(counts) and counts[-1] < NUM_CLIPS
+    output = tmp_path / "killed.jsonl"
+    kill_three_times(command, output, NUM_CLIPS)
     finished = subprocess.run([*command, str(output)], check=True, capture_output=True, text=True)
     assert f"{NUM_CLIPS} answers in" in finished.stdout
     assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()

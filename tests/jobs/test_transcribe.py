@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import soundfile
 
 from qa_jax.generate import read_rows
 from tests.conftest import make_waveform
+from tests.jobs.kills import kill_three_times
 
 pytestmark = pytest.mark.jobs
 NUM_CLIPS = int(os.environ.get("QA_JAX_CLIPS", "200"))
@@ -33,14 +33,7 @@ def test_killed_three_times(tiny_checkpoint: Path, tmp_path: Path) -> None:
     command += ["--checkpoint", str(tiny_checkpoint), "--max-new-tokens", "8", "--output"]
     subprocess.run([*command, str(tmp_path / "whole.jsonl")], check=True)
     output = tmp_path / "killed.jsonl"
-    for kill in range(1, 4):
-        process = subprocess.Popen([*command, str(output)])
-        while not output.exists() or output.read_bytes().count(b"\n") < kill * NUM_CLIPS // 4:
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.kill()
-        process.wait()
-    assert output.read_bytes().count(b"\n") < NUM_CLIPS
+    kill_three_times(command, output, NUM_CLIPS)
     subprocess.run([*command, str(output)], check=True)
     assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     rows = read_rows(output)
