@@ -35,6 +35,8 @@ _SAMPLING = {
     "seed": int,
 }
 _NEEDS_TEMPERATURE = ("top_k", "top_p", "min_p", "seed")
+WHOLE = "1/1"
+"""`--part` of a set that is not divided."""
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -129,15 +131,14 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_batch(parser: argparse.ArgumentParser, max_new_tokens: int | None = 256) -> None:
-    """How a set of questions is answered."""
+def add_batch(parser: argparse.ArgumentParser) -> None:
+    """How a set of questions is divided."""
     parser.add_argument(
         "--batch-size", type=int, help="answers generated together; default: up to 8"
     )
-    parser.add_argument("--max-new-tokens", type=int, default=max_new_tokens)
     parser.add_argument(
         "--part",
-        default="1/1",
+        default=WHOLE,
         help="I/N: the I-th of N parts, each by a process or host of its own",
     )
 

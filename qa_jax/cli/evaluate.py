@@ -30,7 +30,8 @@ def add_parser(commands: common.Subparsers) -> None:
     parser.add_argument(
         "--output", help="the answers, resumable; MANIFEST or BENCHMARK.predictions.jsonl"
     )
-    common.add_batch(parser, max_new_tokens=None)
+    parser.add_argument("--max-new-tokens", type=int)
+    common.add_batch(parser)
     score.add_metrics(parser)
     parser.set_defaults(run=run)
 

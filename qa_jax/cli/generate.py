@@ -23,6 +23,7 @@ def add_parser(commands: common.Subparsers) -> None:
         "--manifest", help="answer each of its records, whose answers may be absent"
     )
     parser.add_argument("--output", help="JSONL of the manifest's answers, resumable")
+    common.add_batch(parser)
     common.add_sampling(parser)
     parser.set_defaults(run=run)
 
@@ -32,6 +33,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     if arguments.manifest:
         return _answer_manifest(arguments)
+    if arguments.output or arguments.batch_size or arguments.part != common.WHOLE:
+        raise InputError("--output, --part, --batch-size", "without --manifest", "name a manifest")
     if not arguments.audio and not arguments.prompt:
         raise InputError("generate", "neither --audio, --prompt nor --manifest", "give one")
     # Audio is read before the model is loaded: a wrong path should not cost a minute.
@@ -58,8 +61,8 @@ def _answer_manifest(arguments: argparse.Namespace) -> None:
         raise InputError("--manifest", "given with --audio, --prompt or --system", "give one")
     if not arguments.output:
         raise InputError("--manifest", "given without --output", "name a file for the answers")
-    questions = read_questions(arguments.manifest)
-    model = common.load_model(arguments)
+    questions = common.part_of(arguments, read_questions(arguments.manifest))
+    model = common.load_model(arguments, arguments.batch_size)
     settings = common.sampling_settings(arguments)
     with progress_bar("answering", is_rate=True) as progress:
         summary = model.answer_questions(

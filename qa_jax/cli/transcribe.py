@@ -25,6 +25,7 @@ def add_parser(commands: common.Subparsers) -> None:
         default=30.0,
         help="the longest window of --long-audio window, whose rows have segments with times",
     )
+    parser.add_argument("--max-new-tokens", type=int, default=256)
     common.add_batch(parser)
     parser.set_defaults(run=run)
 

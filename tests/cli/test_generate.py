@@ -145,3 +145,21 @@ def test_a_manifest_without_answers(
     assert json.loads(output.read_text())["source"] == f"{manifest}:1"
     error = refused(capsys, *command, "--output", output, "--max-new-tokens", "6")
     assert "answered with other settings" in error
+
+
+def test_parts_of_a_manifest(
+    capsys: pytest.CaptureFixture, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    manifest = tmp_path / "m.jsonl"
+    users = [{"role": "user", "content": f"what is {n}"} for n in ("one", "two", "three")]
+    manifest.write_text("".join(json.dumps({"messages": [user]}) + "\n" for user in users))
+    command = ["generate", "--checkpoint", str(tiny_checkpoint), "--max-new-tokens", "5"]
+    sources = []
+    for part in ("1/2", "2/2"):
+        output = tmp_path / f"{part[0]}.jsonl"
+        given = ["--manifest", str(manifest), "--output", str(output), "--part", part]
+        assert main([*command, *given, "--batch-size", "2"]) == 0
+        sources += [json.loads(line)["source"] for line in output.read_text().splitlines()]
+    assert sources == [f"{manifest}:{line}" for line in (1, 2, 3)]
+    error = refused(capsys, *command, "--prompt", "what is one", "--part", "1/2")
+    assert "--part, --batch-size: without --manifest" in error
