@@ -81,7 +81,8 @@ class ModelConfig:
         weights: ``int8`` for kernels of linear layers in 8 bits, for inference.
         remat: what the backward pass recomputes: ``none`` saves every activation, ``full`` saves
             each layer's input only, ``attention`` also the results of attention (of splash and
-            chunked attention), ``dots`` also those of matrix products.
+            chunked attention), ``mlp`` also those of the decoder's gate and up projections,
+            ``dots`` those of all matrix products.
         attention_impl: attention implementation: ``chunked`` (pure JAX, every platform), ``splash``
             (JAX's Pallas kernel for TPUs; bfloat16 self-attention, otherwise chunked), ``cudnn``
             (NVIDIA GPUs), or ``auto``: splash on TPUs, otherwise chunked.
@@ -98,7 +99,7 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = (151_645,)
     dtype: Dtype = "bfloat16"
     weights: Literal["float", "int8"] = "float"
-    remat: Literal["none", "full", "attention", "dots"] = "none"
+    remat: Literal["none", "full", "attention", "mlp", "dots"] = "none"
     attention_impl: Literal["auto", "chunked", "splash", "cudnn"] = "auto"
     unroll_layers: bool = False
     conv_init_scale: float = 1.0

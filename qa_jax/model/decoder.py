@@ -6,13 +6,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from qa_jax.config import TextConfig
 from qa_jax.model.attention import AttentionMask, dot_product_attention
 from qa_jax.model.cache import CacheRows, KVCache
 from qa_jax.model.gradients import at_least_float32, embed, matmul_precision
 from qa_jax.model.layers import Linear, RMSNorm, apply_rope, fan_in_normal, normal
-from qa_jax.model.module import Module, param, scan, stack
+from qa_jax.model.module import MLP_PRODUCTS, Module, param, scan, stack
 from qa_jax.parallel import constrain
 from qa_jax.typing import Array, DType, Float, Int
 
@@ -48,7 +49,8 @@ class MLP(Module):
         self.down_proj = Linear(mlp, d)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        hidden = jax.nn.silu(self.gate_proj(x)) * self.up_proj(x)
+        gate = checkpoint_name(self.gate_proj(x), MLP_PRODUCTS)
+        hidden = jax.nn.silu(gate) * checkpoint_name(self.up_proj(x), MLP_PRODUCTS)
         return self.down_proj(constrain(hidden, "batch", "time", "act_mlp"))
 
 

@@ -54,10 +54,13 @@ def stack(layer: M, n: int) -> M:
 
 ATTENTION_RESIDUALS = "attention"
 """Name of the results of attention that its backward pass needs: output and log-sum-exp."""
+MLP_PRODUCTS = "mlp"
+"""Name of the results of the decoder's gate and up projections."""
 _save_attention = jax.checkpoint_policies.save_only_these_names(ATTENTION_RESIDUALS)
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "attention": _save_attention,
+    "mlp": jax.checkpoint_policies.save_only_these_names(ATTENTION_RESIDUALS, MLP_PRODUCTS),
     "dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _save_attention
     ),

@@ -28,9 +28,8 @@ from qa_jax.train.objectives import make_objective, objective_class
 from qa_jax.train.optimizer import make_optimizer, make_trainable_mask
 from qa_jax.trees import flatten_dict, unflatten_dict
 
-_RECOMPUTED = {"none": (0.0, 0.0), "full": (1.0, 1.0), "attention": (1.0, 0.0), "dots": (0.0, 0.0)}
-"""Fractions of the forward pass that the backward pass repeats, by `ModelConfig.remat`: of products
-with parameters, and of attention."""
+_RECOMPUTES = ("full", "attention", "mlp")
+"""The settings of `ModelConfig.remat` with which the backward pass repeats products."""
 _TEXT_TOKENS = 64
 """Text per clip, for settings that do not say how many clips a row has."""
 
@@ -186,14 +185,32 @@ def model_flops(config: RunConfig, models: PolicyModels, shapes: Shapes) -> floa
 def executed_flops(config: RunConfig, models: PolicyModels, shapes: Shapes) -> float:
     """Operations of a step over all devices, with recomputation."""
     parts, fractions = _forward_flops(config, shapes), _trained_fractions(config, models)
-    linear, attention = _RECOMPUTED[config.model.remat]
+    recomputed = _recomputed_fractions(config.model)
     more = sum(
-        (linear * parts[n].linear + attention * parts[n].attention) * fractions[n].needs_input_grad
+        (recomputed[n] * parts[n].linear + (config.model.remat == "full") * parts[n].attention)
+        * fractions[n].needs_input_grad
         for n in ("encoder", "decoder")
     )
     # The loss recomputes its logits for the gradient.
     more += parts["head"].total
     return model_flops(config, models, shapes) + more * shapes.grad_accum_steps
+
+
+def _recomputed_fractions(config: ModelConfig) -> dict[str, float]:
+    """Fractions of the products with parameters that the backward pass repeats.
+
+    No gradient needs the result of a layer's last product, down_proj or fc2. The encoder's
+    convolutions, which are not repeated, are a hundredth of its products.
+    """
+    if config.remat not in _RECOMPUTES:
+        return {"encoder": 0.0, "decoder": 0.0}
+    text, audio = config.text, config.audio
+    attention = 2 * (text.num_attention_heads + text.num_key_value_heads) * text.head_dim
+    repeated = attention + (config.remat != "mlp") * 2 * text.intermediate_size
+    encoder = (4 * audio.d_model + audio.encoder_ffn_dim) / (
+        4 * audio.d_model + 2 * audio.encoder_ffn_dim
+    )
+    return {"encoder": encoder, "decoder": repeated / (attention + 3 * text.intermediate_size)}
 
 
 def state_bytes(config: RunConfig, models: PolicyModels, num_shards: int) -> dict[str, int]:
@@ -239,15 +256,17 @@ def saved_activation_bytes(
     config: RunConfig, models: PolicyModels, shapes: Shapes, num_batch_shards: int
 ) -> int:
     """Activations of one device saved for the backward pass: with `full`, each layer's input; with
-    `attention`, also the output of attention; with `dots`, also the results of matrix products.
-    None if no gradient passes."""
+    `attention`, also the output of attention; with `mlp` and `dots`, also the results of some or
+    all matrix products. None if no gradient passes."""
     model, fractions = config.model, _trained_fractions(config, models)
     text, audio = model.text, model.audio
     d_text, d_audio = text.hidden_size, audio.d_model
     if model.remat != "full":
         d_text += text.num_attention_heads * text.head_dim
         d_audio += audio.d_model
-    if model.remat not in ("full", "attention"):
+    if model.remat == "mlp":
+        d_text += 2 * text.intermediate_size
+    elif model.remat not in _RECOMPUTES:
         text_width, audio_width = _layer_widths(model)
         d_text, d_audio = d_text + text_width, d_audio + audio_width
     saved = shapes.num_rows * shapes.num_tokens * text.num_hidden_layers * d_text
@@ -273,7 +292,7 @@ def temporary_bytes(config: ModelConfig, shapes: Shapes, num_batch_shards: int) 
 
 def _num_passes(config: ModelConfig) -> int:
     """How often a step uses the weights of the layers: forward, backward and recomputation."""
-    return 3 if config.remat in ("full", "attention") else 2
+    return 3 if config.remat in _RECOMPUTES else 2
 
 
 def memory_seconds(plan: Plan, config: ModelConfig, chip: Chip) -> float:

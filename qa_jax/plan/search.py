@@ -82,7 +82,7 @@ def _candidates(config: RunConfig, target: Target) -> Iterator[RunConfig]:
             for rows_per_shard in (1, 2, 4, 8, 16):
                 rows = rows_per_shard * data * fsdp
                 buckets = dict.fromkeys(config.data.buckets, rows)
-                for remat in ("full", "attention", "dots"):
+                for remat in ("full", "attention", "mlp", "dots"):
                     for flags in ("tuned", "default") if target.devices else ("default",):
                         yield dataclasses.replace(
                             config,

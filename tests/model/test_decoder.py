@@ -90,7 +90,7 @@ def test_scan_and_unrolled_layers_agree(tiny: ModelConfig) -> None:
     np.testing.assert_allclose(bind(model)(params).norm(x), scanned, atol=1e-5)
 
 
-@pytest.mark.parametrize("remat", ["full", "attention", "dots"])
+@pytest.mark.parametrize("remat", ["full", "attention", "mlp", "dots"])
 def test_remat_changes_no_gradient(tiny: ModelConfig, remat: str) -> None:
     x = jax.random.normal(jax.random.key(5), (1, 7, tiny.text.hidden_size))
     positions, ones = jnp.arange(7)[None], jnp.ones((1, 7), jnp.int32)

@@ -33,12 +33,12 @@ def test_remat_saves_memory_however_layers_are_compiled(tiny: ModelConfig, unrol
     assert temporaries["full"] < 0.6 * temporaries["none"], temporaries
 
 
-def test_remat_attention_computes_attention_once(tiny: ModelConfig) -> None:
-    """Full recomputation has one more product, and the softmax."""
+def test_remat_repeats_what_is_not_saved(tiny: ModelConfig) -> None:
+    """Full recomputation has one more product, and the softmax; `mlp` has two fewer."""
     config = dataclasses.replace(tiny.text, num_hidden_layers=2)
     t, d = 256, config.hidden_size
     flops = {}
-    for remat in ("full", "attention"):
+    for remat in ("full", "attention", "mlp"):
         model = TextDecoder(config, remat=remat)
         bound = bind(model)
         positions, ones = jnp.arange(t)[None], jnp.ones((1, t), jnp.int32)
@@ -56,3 +56,5 @@ def test_remat_attention_computes_attention_once(tiny: ModelConfig) -> None:
     # the backward pass needs the first in any case.
     product = 2 * t * t * config.num_attention_heads * config.head_dim
     assert product < flops["full"] - flops["attention"] < 2 * product
+    two_products = 2 * 2 * t * d * config.intermediate_size
+    assert flops["attention"] - flops["mlp"] == pytest.approx(two_products, rel=0.05)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import pytest
 
-from qa_jax.config import MeshConfig, RunConfig, load_run_config, preset
+from qa_jax.config import MeshConfig, OptimizerConfig, RunConfig, load_run_config, preset
 from qa_jax.model import count_parameters, param_specs
 from qa_jax.parallel import make_mesh
 from qa_jax.plan import find_target, make_plan
@@ -83,6 +83,24 @@ def test_flops_equal_the_compilers() -> None:
     assert counted["flops"] == pytest.approx(
         executed_flops(run, make_models(config, run.lora), shapes), rel=0.1
     )
+
+
+def test_recomputation_equals_the_compilers() -> None:
+    """What a policy adds to the operations of one layer; the compiler counts activations, too."""
+    config = preset("bench")
+    text = dataclasses.replace(config.text, num_hidden_layers=1, vocab_size=4096)
+    config = dataclasses.replace(config, text=text, audio_token_id=4000)
+    shapes = Shapes(num_rows=2, num_tokens=256, num_clips=2, num_frames=504, grad_accum_steps=1)
+    mesh, freeze = make_mesh(MeshConfig(), jax.devices()[:1]), OptimizerConfig(freeze=("encoder",))
+    found, expected = {}, {}
+    for remat in ("none", "full", "attention", "mlp"):
+        run = RunConfig(model=dataclasses.replace(config, remat=remat), optimizer=freeze)  # type: ignore[arg-type]
+        cost: Any = lower_step(run, mesh, shapes).compile().cost_analysis()
+        found[remat] = cost["flops"]
+        expected[remat] = executed_flops(run, make_models(run.model, run.lora), shapes)
+    for remat in ("full", "attention", "mlp"):
+        more = found[remat] - found["none"], expected[remat] - expected["none"]
+        assert more[0] == pytest.approx(more[1], rel=0.15), remat
 
 
 def test_state_bytes_equal_the_compilers() -> None:
