@@ -15,6 +15,8 @@ class DataConfig:
         train: manifest of training records (JSONL), or another dataset that `qa_jax.data.readers`
             reads; or several as {manifest: repeats}: how often an epoch holds the records of each;
             below 1, evenly spaced records of it, the same in every epoch.
+        source_epochs: {manifest: epochs}: manifests of `train` whose records are left out after so
+            many epochs, while the others go on.
         temperature: above 1, an epoch holds the records of a smaller manifest more often: with T,
             one of n records (largest / n) ** (1 - 1 / T) times as often.
         eval: manifest of held-out records, whose loss is `eval_loss`; or several as {name:
@@ -33,6 +35,7 @@ class DataConfig:
     """
 
     train: str | dict[str, float] = ""
+    source_epochs: dict[str, int] = field(default_factory=dict)
     temperature: float = 1.0
     eval: str | dict[str, str] = ""
     prompt: str = ""

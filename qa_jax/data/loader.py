@@ -168,7 +168,7 @@ class TrainDataset:
         rows and clips only, one shard after the other.
         """
         bucket, members = self.epochs.step(step)
-        epoch = step // self.steps_per_epoch
+        epoch, _ = self.epochs.locate(step)
         rows = self.config.buckets[bucket]
         local = range(self.num_batch_shards) if shards is None else shards
         micro = [members[i * rows : (i + 1) * rows] for i in range(self.grad_accum_steps)]

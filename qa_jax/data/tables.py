@@ -128,7 +128,11 @@ class Examples(Sequence[Example]):
 
     def source_of(self, index: int) -> int:
         """The table that an example is from."""
-        return int(np.searchsorted(self._ends, index, side="right"))
+        return int(self.sources_of(np.array([index]))[0])
+
+    def sources_of(self, indices: Int[np.ndarray, " some"]) -> Int[np.ndarray, " some"]:
+        """The tables that examples are from."""
+        return np.searchsorted(self._ends, indices, side="right")
 
     @functools.cached_property
     def digest(self) -> str:

@@ -123,8 +123,9 @@ def train(
                     report.upload()
                 if preempted or best.is_exhausted:
                     break
-                if _every(step, run.data.steps_per_epoch):
-                    check_same_data(run, step // run.data.steps_per_epoch)
+                epoch, index = run.data.epochs.locate(step)
+                if not index:
+                    check_same_data(run, epoch)
             logged = log_step(run, report, unlogged) or logged
             profile(config.train, -1, profiling, state)
     if preempted:

@@ -195,6 +195,52 @@ def test_sources_of_a_mixture(manifest: Path, processor: Processor, tmp_path: Pa
     assert DataConfig(train=str(manifest)).source_names() == []
 
 
+@pytest.mark.parametrize("packed_length", [0, 300])
+def test_a_source_that_ends(
+    manifest: Path, processor: Processor, tmp_path: Path, packed_length: int
+) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(json.dumps({"text": f"number {i}"}) + "\n" for i in range(5)))
+    config = DataConfig(
+        train={str(manifest): 1, str(other): 2},
+        source_epochs={str(other): 2},
+        buckets={204: 1},
+        packed_length=packed_length,
+    )
+    loader, epoch, seen = TrainDataset(config, processor), 0, collections.Counter[str]()
+    lengths, shapes = [], set()
+    for step in range(5 * loader.steps_per_epoch):
+        number, index = loader.epochs.locate(step)
+        if index == 0 and step:
+            assert number == epoch + 1
+            times = {f"{manifest}:{i}": 1 for i in range(1, 13)}
+            times |= {f"{other}:{i}": 2 for i in range(1, 6)} if epoch < 2 else {}
+            assert seen == times
+            epoch, seen = number, collections.Counter()
+            lengths.append(step)
+        seen.update(loader.sources(step))
+        shapes.add(loader.batch(step).tokens.shape)
+    sizes = np.diff([0, *lengths])
+    assert epoch >= 4 and sizes[0] == sizes[1] > sizes[2] == sizes[-1] and len(shapes) == 1
+    # A state is the number of the next batch, also after an end.
+    resumed, straight = loader.iterate(), loader.iterate()
+    for _ in range(lengths[2]):
+        expected = next(straight)
+    resumed.set_state({**resumed.get_state(), **straight.get_state()})
+    np.testing.assert_array_equal(next(resumed).tokens, next(straight).tokens)
+    assert expected.tokens.shape in shapes
+
+
+def test_sources_that_cannot_end(manifest: Path, processor: Processor) -> None:
+    for ends, message in (
+        ({"absent.jsonl": 2}, r"source_epochs absent\.jsonl: .*name one of them"),
+        ({str(manifest): 0}, r"0 epochs of a manifest"),
+        ({str(manifest): 2}, r"ends all manifests"),
+    ):
+        with pytest.raises(InputError, match=message):
+            make_dataset(manifest, processor, source_epochs=ends)
+
+
 def test_max_bad_records(audio_files: Path, processor: Processor) -> None:
     path = audio_files / "some_bad.jsonl"
     bad = ['{"audio": "absent.wav", "text": "x"}', "{", '{"audio": "nan.wav", "text": "x"}']
