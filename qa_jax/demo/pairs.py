@@ -3,7 +3,9 @@
 After the second stage, the model answers a question even to a sound without one. The chosen
 completion says that nobody asked, and the rejected one is the model's own answer. Pairs of the
 other tasks, with plausible wrong answers as rejected completions, preserve the other tasks: without
-those of written questions about sounds, the model says there as well that nobody asked.
+those of written questions about sounds, the model says there as well that nobody asked. Counting,
+which it must do for sums that training never had, needs the most practice: it is rehearsed with
+spoken and written questions.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,7 +28,32 @@ from qa_jax.evaluate import evaluate
 NO_QUESTION = "nobody asked"
 
 
-def make_pairs(model: LoadedModel, data: Path, split: str, seed: int, max_pairs: int) -> Path:
+class PairSizes(NamedTuple):
+    """Largest numbers of pairs of a split.
+
+    Attributes:
+        no_question: sounds without a question.
+        spoken: voice chat.
+        written: questions without audio, which only the training split has.
+        transcripts: transcription.
+        analysis: written questions about clips.
+    """
+
+    no_question: int
+    spoken: int
+    written: int
+    transcripts: int
+    analysis: int
+
+
+SIZES = {
+    "train": PairSizes(600, 1800, 1200, 600, 600),
+    "dev": PairSizes(120, 120, 0, 120, 120),
+    "test": PairSizes(150, 150, 0, 150, 150),
+}
+
+
+def make_pairs(model: LoadedModel, data: Path, split: str, seed: int, sizes: PairSizes) -> Path:
     """Writes DATA/dpo_SPLIT.jsonl and returns its path.
 
     Args:
@@ -33,7 +61,7 @@ def make_pairs(model: LoadedModel, data: Path, split: str, seed: int, max_pairs:
         data: the demo's corpus.
         split: of the clips; their voices and sentences are in no other split.
         seed: of the random draws.
-        max_pairs: largest number of pairs of each of the four kinds.
+        sizes: how many pairs of each kind.
     """
     path = data / f"dpo_{split}.jsonl"
     rng = np.random.default_rng([seed, len(split)])
@@ -46,17 +74,18 @@ def make_pairs(model: LoadedModel, data: Path, split: str, seed: int, max_pairs:
     output.unlink()
     pairs = [
         _pair(chat_row(clip, None, NO_QUESTION), answer or "yes")
-        for clip, answer in list(zip(_sounds(rows), answers, strict=True))[:max_pairs]
+        for clip, answer in list(zip(_sounds(rows), answers, strict=True))[: sizes.no_question]
         if answer != NO_QUESTION
     ]
     kinds = (
-        (_is_chat, _wrong_answer),
-        (_is_transcript, _wrong_transcript),
-        (_is_analysis, _wrong_label),
+        (_is_spoken, _wrong_answer, sizes.spoken),
+        (_is_written, _wrong_answer, sizes.written),
+        (_is_transcript, _wrong_transcript, sizes.transcripts),
+        (_is_analysis, _wrong_label, sizes.analysis),
     )
-    for is_kind, reject in kinds:
+    for is_kind, reject, size in kinds:
         matching = [row for row in rows if is_kind(row)]
-        for i in rng.permutation(len(matching))[:max_pairs]:
+        for i in rng.permutation(len(matching))[:size]:
             pairs.append(_pair(matching[i], reject(_answer(matching[i]), rng)))
     partial = path.with_suffix(".partial")
     order = rng.permutation(len(pairs))
@@ -97,8 +126,12 @@ def _answer(row: JsonDict) -> str:
     return row["messages"][1]["content"]
 
 
-def _is_chat(row: JsonDict) -> bool:
+def _is_spoken(row: JsonDict) -> bool:
     return len(_parts(row)) == 1 and "audio" in _parts(row)[0]
+
+
+def _is_written(row: JsonDict) -> bool:
+    return "audio" not in _parts(row)[0]
 
 
 def _is_transcript(row: JsonDict) -> bool:

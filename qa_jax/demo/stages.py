@@ -13,13 +13,11 @@ from qa_jax.api import LoadedModel, load
 from qa_jax.config import JsonDict, load_run_config
 from qa_jax.demo import run as demo
 from qa_jax.demo.corpus import write_manifest
-from qa_jax.demo.pairs import make_pairs, no_question_manifest
+from qa_jax.demo.pairs import SIZES, make_pairs, no_question_manifest
 from qa_jax.evaluate import Scores, evaluate, evaluate_pairs
 from qa_jax.train import train
 
 RECIPE = "demo_dpo.yaml"
-_MAX_PAIRS = {"train": 600, "dev": 120, "test": 150}
-"""Pairs of each of four kinds."""
 # Word error rate of transcription; exact match in voice chat, in audio analysis and for sounds
 # without a question; accuracy on held-out preference pairs.
 _COLUMNS = {
@@ -47,9 +45,9 @@ def run_stages(output: Path, configs: Path, seed: int = 0) -> dict[str, dict[str
         demo.run(output, configs, seed)
     log("making preference pairs")
     sft_model = load(output / "model")
-    for split, max_pairs in _MAX_PAIRS.items():
+    for split, sizes in SIZES.items():
         if not (data / f"dpo_{split}.jsonl").is_file():
-            make_pairs(sft_model, data, split, seed, max_pairs)
+            make_pairs(sft_model, data, split, seed, sizes)
     log("DPO on preference pairs")
     overrides = [
         f"--data.train={data / 'dpo_train.jsonl'}",

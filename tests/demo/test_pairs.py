@@ -20,6 +20,8 @@ def test_pairs_of_a_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         for c in clips
         for _, question, answer in c.records
     ]
+    texts = corpus.written_questions(0, 0.01)
+    rows += [corpus.chat_row(None, *pair) for pair in texts]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def answered(_: Any, manifest: Path, *, output: Path, **__: Any) -> None:
@@ -28,21 +30,26 @@ def test_pairs_of_a_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         output.write_text("".join(json.dumps({"prediction": s}) + "\n" for s in answers))
 
     monkeypatch.setattr(pairs, "evaluate", answered)
-    path = pairs.make_pairs(object.__new__(LoadedModel), tmp_path, "train", 0, 20)
+    sizes = pairs.PairSizes(20, 20, 10, 20, 20)
+    path = pairs.make_pairs(object.__new__(LoadedModel), tmp_path, "train", 0, sizes)
     made = [json.loads(line) for line in path.read_text().splitlines()]
     assert all(row["chosen"] != row["rejected"] for row in made)
     silent = [row for row in made if row["chosen"] == pairs.NO_QUESTION]
     # The one that was answered well already is left out.
     assert len(silent) == 19 and {row["rejected"] for row in silent} == {"three plus four"}
     by_path = {c.path: c for c in clips}
+    written = [row for row in made if "audio" not in row["messages"][0]["content"][0]]
+    assert {row["chosen"] for row in written} <= {answer for _, answer in texts}
     for row in made:
+        if row in written:
+            continue
         clip = by_path[row["messages"][0]["content"][0]["audio"]]
         known = {answer for _, _, answer in clip.records}
         assert row["chosen"] in known or row in silent
         assert row["rejected"] not in known
         if row in silent:
             assert clip.text is None
-    assert len(made) == 19 + 3 * 20
+    assert len(made) == 19 + 3 * 20 + 10
 
 
 def test_wrong_answers_are_wrong() -> None:
