@@ -123,9 +123,7 @@ def train(
                     report.upload()
                 if preempted or best.is_exhausted:
                     break
-                epoch, index = run.data.epochs.locate(step)
-                if not index:
-                    check_same_data(run, epoch)
+                check_same_data(run, step)
             logged = log_step(run, report, unlogged) or logged
             profile(config.train, -1, profiling, state)
     if preempted:
@@ -133,9 +131,11 @@ def train(
     return logged or _last_logged(config.train.output_dir)
 
 
-def check_same_data(run: TrainingRun, epoch: int) -> None:
-    """Raises InputError, in all processes, if they do not train on the same plan."""
-    if jax.process_count() == 1:
+def check_same_data(run: TrainingRun, step: int) -> None:
+    """Raises InputError, in all processes, if they do not train on the same plan of the epoch that
+    begins with this step, if one does."""
+    epoch, index = run.data.epochs.locate(step)
+    if index or jax.process_count() == 1:
         return
     check_same(
         run.data.digests(epoch),
