@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from qa_jax.config import TextConfig
 from qa_jax.model.attention import AttentionMask, dot_product_attention
 from qa_jax.model.cache import CacheRows, KVCache
-from qa_jax.model.gradients import at_least_float32, embed, matmul_precision
+from qa_jax.model.gradients import at_least_float32, contract, embed
 from qa_jax.model.layers import Linear, RMSNorm, apply_rope, fan_in_normal, normal
 from qa_jax.model.module import MLP_PRODUCTS, Module, param, scan, stack
 from qa_jax.parallel import constrain
@@ -159,10 +159,5 @@ class TextDecoder(Module):
 
     def logits(self, hidden: Float[Array, "*rest D"]) -> Float[Array, "*rest V"]:
         """Logits, accumulated and returned in float32 (float64 for float64)."""
-        return jax.lax.dot_general(
-            hidden,
-            self.head().astype(hidden.dtype),
-            (((hidden.ndim - 1,), (0,)), ((), ())),
-            precision=matmul_precision(hidden.dtype),
-            preferred_element_type=at_least_float32(hidden.dtype),
-        )
+        head = self.head().astype(hidden.dtype)
+        return contract(hidden, head, 1, at_least_float32(hidden.dtype))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -11,6 +12,8 @@ import pytest
 
 from qa_jax.config import MeshConfig
 from qa_jax.model.gradients import (
+    TPU_TILE_ROWS,
+    contract,
     convolve,
     embed,
     expand,
@@ -103,3 +106,28 @@ def test_what_is_materialized(
 
     assert barriers(lambda x: materialize_cotangent(2 * x)) == cotangents
     assert barriers(lambda x: materialize_on_tpu(2 * x)) == norms
+
+
+@pytest.mark.parametrize("lead", [(), (1, 1), (3, 1), (2, 4), (3, 5)])
+def test_few_rows_fill_a_tile_on_tpus(
+    lead: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same values, from a product of at least a tile's rows."""
+    x, kernel = (
+        jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(*lead, 2, 3), (2, 3, 4, 5)])
+    )
+    expected = jnp.tensordot(x, kernel, 2)
+    for platform in ("cpu", "tpu"):
+        monkeypatch.setattr("qa_jax.model.gradients.current_platform", lambda p=platform: p)
+        y = contract(x, kernel, 2)
+        assert y.shape == (*lead, 4, 5)
+        np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-6)
+        products = [
+            e
+            for e in jax.make_jaxpr(lambda x: contract(x, kernel, 2))(x).eqns
+            if e.primitive.name == "dot_general"
+        ]
+        rows = math.prod(products[0].outvars[0].aval.shape) // 20
+        assert rows == (
+            max(math.prod(lead), TPU_TILE_ROWS) if platform == "tpu" else math.prod(lead)
+        )

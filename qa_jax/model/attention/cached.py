@@ -5,14 +5,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from qa_jax.model.gradients import at_least_float32, matmul_precision
+from qa_jax.model.gradients import TPU_TILE_ROWS, at_least_float32, matmul_precision
 from qa_jax.parallel import current_platform
 from qa_jax.typing import Array, Float, Int
 
 _MAX_SCORES = 2**24
 """Scores computed at a time: 64 MiB in float32."""
-_TILE_ROWS = 8
-"""Rows of a TPU's tiles."""
 
 
 def cached_attention(
@@ -42,9 +40,9 @@ def cached_attention(
         q = jnp.transpose(q, (0, 2, 1, 3, 4)).reshape(r, heads, count, h)
         positions = jnp.repeat(positions, count // positions.shape[1], axis=1)
         rows = count
-        if current_platform() == "tpu" and count < _TILE_ROWS:
+        if current_platform() == "tpu" and count < TPU_TILE_ROWS:
             # With fewer, XLA does not use the matrix unit, and takes three times as long.
-            rows = _TILE_ROWS
+            rows = TPU_TILE_ROWS
             fill = [(0, 0), (0, rows - count)]
             q = jax.lax.optimization_barrier(jnp.pad(q, [(0, 0), *fill, (0, 0)]))
             positions = jnp.pad(positions, fill)
