@@ -30,6 +30,7 @@ ANY_SHAPE = {
     # A linear layer contracts any number of dimensions, and a constraint applies to any array.
     "qa_jax.model.layers.Linear.__call__",
     "qa_jax.model.layers.Linear.project",
+    "qa_jax.model.gradients.contract",
     "qa_jax.model.gradients.matmul",
     "qa_jax.model.gradients.materialize_cotangent",
     "qa_jax.model.gradients.materialize_on_tpu",

@@ -161,7 +161,7 @@ def test_another_shape_is_compiled_with_a_warning(settings: dict) -> None:
     wider = batch._replace(
         **{name: np.pad(getattr(batch, name), ((0, 0), (0, 0), (0, 8))) for name in rows}
     )
-    with pytest.warns(UserWarning, match=r"the sum is compiled again, for 1 x 4 rows of 120 tok"):
+    with pytest.warns(UserWarning, match=r"the sum is compiled again, for 1 x 4 rows of 112 tok"):
         program(jnp.zeros(()), wider, None)
 
 
