@@ -19,8 +19,6 @@ from qa_jax.typing import Int
 
 TOKEN_MULTIPLE = 8
 """Rows are padded to a multiple of this, so that similar datasets share compiled programs."""
-
-
 _NEVER = np.iinfo(np.int32).max
 
 
