@@ -12,8 +12,9 @@ class OptimizerConfig:
 
     Attributes:
         name: "adamw"; "lion" (Chen et al. 2023), whose learning rate is a third to a tenth of
-            AdamW's; "adafactor" (Shazeer and Stern 2018), with factored second and no first
-            moments: its state takes 3 % of their memory; or "muon": orthogonalized momentum (Jordan
+            AdamW's; "adafactor" (Shazeer and Stern 2018), whose factored second moments take 3 % of
+            AdamW's memory, with a first moment as in Zhai et al. (2022, "Scaling vision
+            transformers"), or without if b1 is 0; or "muon": orthogonalized momentum (Jordan
             2024) for every matrix between activations and AdamW for the rest, with which models
             trained from scratch learn in far fewer steps.
         peak_lr: learning rate after warmup.
@@ -22,8 +23,8 @@ class OptimizerConfig:
         final_lr_fraction: final learning rate of a decay as a fraction of peak_lr.
         decay_fraction: the last part of all steps in which "wsd" decays.
         warmup_steps: steps of linear rise from 0; below 1 a fraction of all steps.
-        b1, b2, eps: AdamW's, the first two also Lion's.
-        mu_dtype: dtype of AdamW's and Lion's first moment; bfloat16 saves 2 bytes a parameter.
+        b1, b2, eps: AdamW's; the first two also Lion's, the first also Adafactor's.
+        mu_dtype: dtype of the first moment (not Muon's); bfloat16 saves 2 bytes a parameter.
         grad_dtype: dtype in which gradients of matrices are summed and communicated; bfloat16
             saves 2 bytes a parameter and half of the gradients' communication.
         weight_decay: decoupled weight decay; norms and biases are not decayed.

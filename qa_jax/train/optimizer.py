@@ -116,6 +116,9 @@ def make_optimizer(
         "adafactor": optax.chain(
             optax.scale_by_factored_rms(),
             optax.clip_by_block_rms(1.0),
+            optax.ema(config.b1, debias=False, accumulator_dtype=mu_dtype)
+            if config.b1
+            else optax.identity(),
             optax.add_decayed_weights(decay, is_decayed),
             optax.scale_by_learning_rate(schedule),
         ),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from qa_jax.api import LoadedModel
-from qa_jax.demo import corpus, pairs
+from qa_jax.demo import corpus, pairs, texts
 
 
 def test_pairs_of_a_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,8 +20,8 @@ def test_pairs_of_a_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         for c in clips
         for _, question, answer in c.records
     ]
-    texts = corpus.written_questions(0, 0.01)
-    rows += [corpus.chat_row(None, *pair) for pair in texts]
+    written_questions = corpus.written_questions(0, 0.01)
+    rows += [corpus.chat_row(None, *pair) for pair in written_questions]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def answered(_: Any, manifest: Path, *, output: Path, **__: Any) -> None:
@@ -39,7 +39,7 @@ def test_pairs_of_a_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert len(silent) == 19 and {row["rejected"] for row in silent} == {"three plus four"}
     by_path = {c.path: c for c in clips}
     written = [row for row in made if "audio" not in row["messages"][0]["content"][0]]
-    assert {row["chosen"] for row in written} <= {answer for _, answer in texts}
+    assert {row["chosen"] for row in written} <= {answer for _, answer in written_questions}
     for row in made:
         if row in written:
             continue
@@ -57,6 +57,8 @@ def test_wrong_answers_are_wrong() -> None:
     for answer in ("the opposite of hot is cold", "the cow says moo", "a man", "music", "no"):
         worse = pairs._wrong_answer if " " in answer and "man" not in answer else pairs._wrong_label
         assert all(worse(answer, rng) != answer for _ in range(50))
+    sums = {pairs._wrong_answer(texts.sum_answer(6, 4, 4), rng) for _ in range(50)}
+    assert sums == {texts.sum_answer(6, 4, count) for count in (1, 2, 3)}
     features = [pairs._wrong_transcript("turn on the light", rng).split() for _ in range(20)]
     differ = [
         sum(a != b for a, b in zip(h, ["turn", "on", "the", "light"], strict=True))

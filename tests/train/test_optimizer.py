@@ -143,14 +143,41 @@ def test_layer_decay(tiny: ModelConfig) -> None:
 
 
 def test_factored_moments_take_no_memory() -> None:
-    """Of the released size, without ever making it."""
+    """Of the released size, without ever making it: bytes per parameter."""
     model = Qwen2Audio(preset("qwen2_audio_7b"))
     shapes = {
         path: jax.ShapeDtypeStruct(spec.shape, np.float32)
         for path, spec in param_specs(model).items()
         if path != ("encoder", "embed_positions")
     }
-    optimizer = make_optimizer(OptimizerConfig(name="adafactor"), 10, model)
-    state = jax.eval_shape(optimizer.init, unflatten_dict(shapes))
-    size = sum(x.size for x in jax.tree.leaves(state))
-    assert size < 0.03 * sum(x.size for x in shapes.values())
+    num_parameters = sum(x.size for x in shapes.values())
+    for settings, moment in (({"b1": 0.0}, 0), ({"mu_dtype": "bfloat16"}, 2), ({}, 4)):
+        optimizer = make_optimizer(OptimizerConfig(name="adafactor", **settings), 10, model)
+        state = jax.eval_shape(optimizer.init, unflatten_dict(shapes))
+        size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) / num_parameters
+        assert moment <= size < moment + 0.03 * 4, settings
+
+
+def test_adafactor_averages_its_updates(tiny: ModelConfig) -> None:
+    """Its updates are means, weighted by b1, of those it makes without a first moment."""
+    model = Qwen2Audio(tiny)
+    params = unflatten_dict(
+        {path: np.zeros(spec.shape, np.float32) for path, spec in param_specs(model).items()}
+    )
+    rng = np.random.default_rng(0)
+    grads = [
+        jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params)
+        for _ in range(3)
+    ]
+    settings = {"name": "adafactor", "warmup_steps": 0, "schedule": "constant", "freeze": ()}
+    updates = {}
+    for b1 in (0.0, 0.75):
+        optimizer = make_optimizer(OptimizerConfig(b1=b1, **settings), 10, model)  # type: ignore[arg-type]
+        state, updates[b1] = optimizer.init(params), []
+        for grad in grads:
+            update, state = jax.jit(optimizer.update)(grad, state, params)
+            updates[b1].append(flatten_dict(update)["decoder", "embed_tokens"])
+    mean = np.zeros_like(updates[0.0][0])
+    for plain, averaged in zip(updates[0.0], updates[0.75], strict=True):
+        mean = 0.75 * mean + 0.25 * plain
+        np.testing.assert_allclose(averaged, mean, rtol=1e-5, atol=1e-9)
