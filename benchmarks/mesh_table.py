@@ -52,7 +52,7 @@ def line(topology: str, slices: int, tensor: int) -> str:
         f"--mesh.data={slices}",
         f"--mesh.tensor={tensor}",
     ]
-    config = load_run_config(ROOT / "configs" / "hardware" / "v5e-16.yaml", overrides)
+    config = load_run_config(ROOT / "configs" / "hardware" / "full_finetuning.yaml", overrides)
     plan = make_plan(config, target, quick=True)
     memory = sum(plan.bytes_per_chip.values()) / 2**30
     total = plan.hbm_bytes_per_chip / 2**30

@@ -44,7 +44,7 @@ HARDWARE = {
 def recipe(rows: int) -> RunConfig:
     """Full fine-tuning on rows of 2,048 packed tokens and 30 s clips, with full remat."""
     overrides = ["--model.remat=full", f"--data.buckets={{3000: {rows}}}"]
-    return load_run_config(ROOT / "configs" / "hardware" / "v5e-16.yaml", overrides)
+    return load_run_config(ROOT / "configs" / "hardware" / "full_finetuning.yaml", overrides)
 
 
 def row(name: str, plan: Plan, without: Plan | None) -> str:

@@ -47,7 +47,7 @@ class PairSizes(NamedTuple):
 
 
 SIZES = {
-    "train": PairSizes(600, 1800, 1200, 600, 600),
+    "train": PairSizes(600, 1800, 1200, 1200, 600),
     "dev": PairSizes(120, 120, 0, 120, 120),
     "test": PairSizes(150, 150, 0, 150, 150),
 }
@@ -147,16 +147,18 @@ def _pair(row: JsonDict, rejected: str) -> JsonDict:
 
 
 def _wrong_answer(answer: str, rng: np.random.Generator) -> str:
-    """The answer to another question, another opposite, or a sum that counts on too far or not far
-    enough."""
+    """The answer to another question; or the right one with a wrong last word, or, to a sum, one
+    that counts on too far or not far enough."""
     if answer in FACTS.values():
         others = [a for a in FACTS.values() if a != answer]
         return str(rng.choice(sorted(others)))
     *words, last = answer.split()
-    if " plus " in answer:
+    is_sum = " plus " in answer
+    if is_sum and rng.random() < 0.5:
         a, b = NUMBERS.index(words[0]), NUMBERS.index(words[2])
         return sum_answer(a, b, int(rng.choice([i for i in COUNTS if i != b])))
-    return " ".join([*words, str(rng.choice([w for w in sorted(OPPOSITES) if w != last]))])
+    ends = NUMBERS[2:] if is_sum else sorted(OPPOSITES)
+    return " ".join([*words, str(rng.choice([w for w in ends if w != last]))])
 
 
 def _wrong_label(label: str, rng: np.random.Generator) -> str:
@@ -171,8 +173,9 @@ _WORDS = sorted({word for sentence in commands() for word in sentence.split()})
 
 
 def _wrong_transcript(text: str, rng: np.random.Generator) -> str:
-    """A transcript with one wrong word."""
+    """A transcript with a wrong word, a word too many, or one too few."""
     words = text.split()
-    at = int(rng.integers(len(words)))
-    wrong = [w for w in _WORDS if w != words[at]]
-    return " ".join([*words[:at], str(rng.choice(wrong)), *words[at + 1 :]])
+    edit = rng.choice(["replace", "insert", "delete"][: 2 + (len(words) > 1)])
+    at = int(rng.integers(len(words) + (edit == "insert")))
+    new = [] if edit == "delete" else [str(rng.choice([w for w in _WORDS if w not in words]))]
+    return " ".join([*words[:at], *new, *words[at + (edit != "insert") :]])

@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from qa_jax.config import TextConfig
 from qa_jax.model.attention import AttentionMask, dot_product_attention
 from qa_jax.model.cache import CacheRows, KVCache
-from qa_jax.model.gradients import at_least_float32, contract, embed
+from qa_jax.model.gradients import at_least_float32, contract, embed, materialize_on_tpu
 from qa_jax.model.layers import Linear, RMSNorm, apply_rope, fan_in_normal, normal
 from qa_jax.model.module import MLP_PRODUCTS, Module, param, scan, stack
 from qa_jax.parallel import constrain
@@ -51,7 +51,8 @@ class MLP(Module):
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         gate = checkpoint_name(self.gate_proj(x), MLP_PRODUCTS)
         hidden = jax.nn.silu(gate) * checkpoint_name(self.up_proj(x), MLP_PRODUCTS)
-        return self.down_proj(constrain(hidden, "batch", "time", "act_mlp"))
+        hidden = constrain(hidden, "batch", "time", "act_mlp")
+        return self.down_proj(materialize_on_tpu(hidden))
 
 
 class DecoderLayer(Module):

@@ -135,8 +135,8 @@ materialize_cotangent.defvjp(lambda y: (y, None), _materialize_cotangent_bwd)
 def materialize_on_tpu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """The identity, whose value and cotangent are materialised on TPUs.
 
-    A norm would otherwise be computed again for every tile of each product that uses it, and its
-    gradient within the product before it.
+    A norm, or the product of an MLP's gate and up projections, would otherwise be computed again
+    for every tile of each product that uses it, and its gradient within the product before it.
     """
     return jax.lax.optimization_barrier(x) if current_platform() == "tpu" else x
 

@@ -11,6 +11,7 @@ import pytest
 
 from qa_jax.api import LoadedModel
 from qa_jax.demo import corpus, pairs, texts
+from qa_jax.evaluate.metrics.error_rate import align
 
 
 def test_pairs_of_a_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,11 +58,12 @@ def test_wrong_answers_are_wrong() -> None:
     for answer in ("the opposite of hot is cold", "the cow says moo", "a man", "music", "no"):
         worse = pairs._wrong_answer if " " in answer and "man" not in answer else pairs._wrong_label
         assert all(worse(answer, rng) != answer for _ in range(50))
-    sums = {pairs._wrong_answer(texts.sum_answer(6, 4, 4), rng) for _ in range(50)}
-    assert sums == {texts.sum_answer(6, 4, count) for count in (1, 2, 3)}
-    features = [pairs._wrong_transcript("turn on the light", rng).split() for _ in range(20)]
-    differ = [
-        sum(a != b for a, b in zip(h, ["turn", "on", "the", "light"], strict=True))
-        for h in features
-    ]
-    assert set(differ) == {1}
+    sums = {pairs._wrong_answer(texts.sum_answer(6, 4, 4), rng) for _ in range(200)}
+    assert {texts.sum_answer(6, 4, count) for count in (1, 2, 3)} < sums
+    assert all(s != texts.sum_answer(6, 4, 4) for s in sums)
+    right = "turn on the light".split()
+    wrong = [pairs._wrong_transcript(" ".join(right), rng).split() for _ in range(60)]
+    assert {len(words) for words in wrong} == {3, 4, 5}
+    for words in wrong:
+        (edit,) = [x for x in align(right, words) if x.kind != "equal"]
+        assert max(len(edit.reference), len(edit.prediction)) == 1
