@@ -5,7 +5,7 @@ completion says that nobody asked, and the rejected one is the model's own answe
 other tasks, with plausible wrong answers as rejected completions, preserve the other tasks: without
 those of written questions about sounds, the model says there as well that nobody asked. Counting,
 which it must do for sums that training never had, needs the most practice: it is rehearsed with
-spoken and written questions, against answers that count too far or not far enough.
+spoken and written questions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from qa_jax.config import JsonDict
 from qa_jax.demo.corpus import TRANSCRIBE, WHAT, chat_row, write_manifest
 from qa_jax.demo.run import MAX_NEW_TOKENS
 from qa_jax.demo.synthetic import SOUNDS
-from qa_jax.demo.texts import COUNTS, FACTS, NUMBERS, OPPOSITES, commands, sum_answer
+from qa_jax.demo.texts import FACTS, OPPOSITES, commands
 from qa_jax.evaluate import evaluate
 
 NO_QUESTION = "nobody asked"
@@ -147,18 +147,14 @@ def _pair(row: JsonDict, rejected: str) -> JsonDict:
 
 
 def _wrong_answer(answer: str, rng: np.random.Generator) -> str:
-    """The answer to another question; or the right one with a wrong last word, or, to a sum, one
-    that counts on too far or not far enough."""
+    """The answer to another question, or the right one with a wrong last word."""
+    words = answer.split()
     if answer in FACTS.values():
         others = [a for a in FACTS.values() if a != answer]
         return str(rng.choice(sorted(others)))
-    *words, last = answer.split()
-    is_sum = " plus " in answer
-    if is_sum and rng.random() < 0.5:
-        a, b = NUMBERS.index(words[0]), NUMBERS.index(words[2])
-        return sum_answer(a, b, int(rng.choice([i for i in COUNTS if i != b])))
-    ends = NUMBERS[2:] if is_sum else sorted(OPPOSITES)
-    return " ".join([*words, str(rng.choice([w for w in ends if w != last]))])
+    ends = ["two", "five", "nine", "fifteen"] if " plus " in answer else sorted(OPPOSITES)
+    wrong = [w for w in ends if w != words[-1]]
+    return " ".join([*words[:-1], str(rng.choice(wrong))])
 
 
 def _wrong_label(label: str, rng: np.random.Generator) -> str:

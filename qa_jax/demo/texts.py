@@ -15,8 +15,6 @@ NUMBERS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
     "sixteen seventeen eighteen nineteen"
 ).split()
-COUNTS = range(1, 5)
-"""Second numbers of sums."""
 # Held out in both orders; training keeps other sums of each number and of each result.
 HELD_OUT_SUMS = {
     "dev": [{3, 6}, {2, 7}, {4, 9}],
@@ -98,9 +96,12 @@ def commands() -> Iterator[str]:
 
 def questions() -> Iterator[tuple[str, str, str]]:
     """Spoken questions: (key, the same for every wording of a sum; the words; the answer)."""
-    for a, b in itertools.product(range(1, 16), COUNTS):
+    for a, b in itertools.product(range(1, 16), range(1, 5)):
+        # Answers that count on from the first number generalise to held-out sums.
+        counting = " ".join(f"{NUMBERS[i]} {NUMBERS[a + i]}" for i in range(1, b + 1))
+        answer = f"{NUMBERS[a]} plus {NUMBERS[b]} count {counting} so it is {NUMBERS[a + b]}"
         for words in SUM_WORDINGS:
-            yield f"{a}+{b}", words.format(NUMBERS[a], NUMBERS[b]), sum_answer(a, b, b)
+            yield f"{a}+{b}", words.format(NUMBERS[a], NUMBERS[b]), answer
     for word, opposite in OPPOSITES.items():
         for words in OPPOSITE_WORDINGS:
             answer = f"the opposite of {word} is {opposite}"
@@ -108,15 +109,6 @@ def questions() -> Iterator[tuple[str, str, str]]:
     for fact, answer in FACTS.items():
         for words in FACT_WORDINGS:
             yield f"{fact} {words}", words.format(fact), answer
-
-
-def sum_answer(a: int, b: int, count: int) -> str:
-    """The answer to a plus b, right if it counts on by b.
-
-    Answers that count on from the first number generalise to held-out sums.
-    """
-    steps = " ".join(f"{NUMBERS[i]} {NUMBERS[a + i]}" for i in range(1, count + 1))
-    return f"{NUMBERS[a]} plus {NUMBERS[b]} count {steps} so it is {NUMBERS[a + count]}"
 
 
 def split_of(text: str, dev: float = 0.05, test: float = 0.15) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from qa_jax.api import LoadedModel
-from qa_jax.demo import corpus, pairs, texts
+from qa_jax.demo import corpus, pairs
 from qa_jax.evaluate.metrics.error_rate import align
 
 
@@ -21,8 +21,8 @@ def test_pairs_of_a_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         for c in clips
         for _, question, answer in c.records
     ]
-    written_questions = corpus.written_questions(0, 0.01)
-    rows += [corpus.chat_row(None, *pair) for pair in written_questions]
+    texts = corpus.written_questions(0, 0.01)
+    rows += [corpus.chat_row(None, *pair) for pair in texts]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def answered(_: Any, manifest: Path, *, output: Path, **__: Any) -> None:
@@ -40,7 +40,7 @@ def test_pairs_of_a_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert len(silent) == 19 and {row["rejected"] for row in silent} == {"three plus four"}
     by_path = {c.path: c for c in clips}
     written = [row for row in made if "audio" not in row["messages"][0]["content"][0]]
-    assert {row["chosen"] for row in written} <= {answer for _, answer in written_questions}
+    assert {row["chosen"] for row in written} <= {answer for _, answer in texts}
     for row in made:
         if row in written:
             continue
@@ -58,9 +58,6 @@ def test_wrong_answers_are_wrong() -> None:
     for answer in ("the opposite of hot is cold", "the cow says moo", "a man", "music", "no"):
         worse = pairs._wrong_answer if " " in answer and "man" not in answer else pairs._wrong_label
         assert all(worse(answer, rng) != answer for _ in range(50))
-    sums = {pairs._wrong_answer(texts.sum_answer(6, 4, 4), rng) for _ in range(200)}
-    assert {texts.sum_answer(6, 4, count) for count in (1, 2, 3)} < sums
-    assert all(s != texts.sum_answer(6, 4, 4) for s in sums)
     right = "turn on the light".split()
     wrong = [pairs._wrong_transcript(" ".join(right), rng).split() for _ in range(60)]
     assert {len(words) for words in wrong} == {3, 4, 5}
