@@ -79,11 +79,12 @@ def main() -> None:
     columns = [
         f"{stage}, step {step}" for stage, at in zip((1, 2), SHOWN, strict=True) for step in at
     ]
+    columns += [f"held out, {task}" for task in TASKS]
     lines = [
         f"Learning rate {arguments.peak_lr}; training losses are means of {WINDOW} steps.",
         "",
-        f"| optimizer | moments, bytes | {' | '.join(columns)} | {' | '.join(TASKS)}, held out |",
-        "|" + "---|" * (2 + len(columns) + len(TASKS)),
+        f"| optimizer | moments, bytes | {' | '.join(columns)} |",
+        "|" + "---|" * (2 + len(columns)),
     ]
     for i, (name, (size, settings)) in enumerate(OPTIMIZERS.items()):
         rate = f"--optimizer.peak_lr={arguments.peak_lr}"
