@@ -76,9 +76,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/optimizer_memory"))
     parser.add_argument("--peak-lr", default="2e-3", help="of both stages, of every optimizer")
     arguments = parser.parse_args()
-    columns = [
-        f"{stage}, step {step}" for stage, at in zip((1, 2), SHOWN, strict=True) for step in at
-    ]
+    columns = [f"stage {i}, step {x}" for i, steps in enumerate(SHOWN, 1) for x in steps]
     columns += [f"held out, {task}" for task in TASKS]
     lines = [
         f"Learning rate {arguments.peak_lr}; training losses are means of {WINDOW} steps.",
