@@ -64,3 +64,4 @@ def test_wrong_answers_are_wrong() -> None:
     for words in wrong:
         (edit,) = [x for x in align(right, words) if x.kind != "equal"]
         assert max(len(edit.reference), len(edit.prediction)) == 1
+    assert all(pairs._wrong_transcript("stop", rng) not in ("", "stop") for _ in range(20))
