@@ -15,9 +15,8 @@ import sys
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 from common import RESULTS, replace_section
-from plan_table import ROOT
+from plan_table import recipe
 
-from qa_jax.config import load_run_config
 from qa_jax.plan import find_target, make_plan
 
 CASES = [
@@ -44,15 +43,9 @@ HEAD = [
 
 def line(topology: str, slices: int, tensor: int) -> str:
     target = find_target(topology, slices)
+    mesh = f"--mesh.data={slices}", f"--mesh.tensor={tensor}"
     rows = target.num_devices // tensor
-    overrides = [
-        "--model.remat=full",
-        "--optimizer.mu_dtype=bfloat16",
-        f"--data.buckets={{3000: {rows}}}",
-        f"--mesh.data={slices}",
-        f"--mesh.tensor={tensor}",
-    ]
-    config = load_run_config(ROOT / "configs" / "hardware" / "full_finetuning.yaml", overrides)
+    config = recipe(rows, "--optimizer.mu_dtype=bfloat16", *mesh)
     plan = make_plan(config, target, quick=True)
     memory = sum(plan.bytes_per_chip.values()) / 2**30
     total = plan.hbm_bytes_per_chip / 2**30

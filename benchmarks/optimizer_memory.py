@@ -36,15 +36,16 @@ OPTIMIZERS = {
 """Bytes of the moments per parameter of a large matrix, and settings."""
 WINDOW = 100
 """Steps over which the training loss is averaged."""
-SHOWN = (200, 400, 720), (200, 600, 1130)
-"""Steps of each stage in the table."""
+SHOWN = (200, 400), (200, 600)
+"""Steps of each stage in the table, besides the last."""
 
 
-def losses(demo: Path, output: Path, settings: list[str]) -> list[float]:
+def losses(demo: Path, output: Path, settings: list[str]) -> dict[str, float]:
     """Training losses of both stages at the steps shown, and held-out losses of the last."""
-    found: list[float] = []
+    found: dict[str, float] = {}
     start: list[str] = []
-    for (_, recipe, manifest, name), steps in zip(STAGES, SHOWN, strict=True):
+    stages = zip(STAGES, SHOWN, strict=True)
+    for stage, ((_, recipe, manifest, name), shown) in enumerate(stages, start=1):
         directory = output / name
         overrides = [
             f"--data.train={demo / 'data' / manifest}",
@@ -57,17 +58,19 @@ def losses(demo: Path, output: Path, settings: list[str]) -> list[float]:
         if start:
             sets = {task: str(demo / "data" / f"dev_{task}.jsonl") for task in TASKS}
             overrides.append(f"--data.eval={sets}")
-        metrics = directory / "metrics.jsonl"
+        config = load_run_config(Path("configs") / recipe, overrides)
+        last, metrics = config.train.steps, directory / "metrics.jsonl"
         rows = read_metrics(metrics) if metrics.is_file() else []
-        if not any(row["step"] == steps[-1] for row in rows):
-            train(load_run_config(Path("configs") / recipe, overrides))
+        if not any(row["step"] == last for row in rows):
+            train(config)
             rows = read_metrics(metrics)
-        for step in steps:
+        for step in (*shown, last):
             window = [r["loss"] for r in rows if "loss" in r and step - WINDOW < r["step"] <= step]
-            found.append(sum(window) / len(window))
+            found[f"stage {stage}, step {step}"] = sum(window) / len(window)
         start = [f"--train.init_from={directory}"]
-    (last,) = [row for row in rows if f"eval_{next(iter(TASKS))}_loss" in row]
-    return [*found, *(last[f"eval_{task}_loss"] for task in TASKS)]
+    for task in TASKS:
+        (found[f"held out, {task}"],) = [x for r in rows if (x := r.get(f"eval_{task}_loss"))]
+    return found
 
 
 def main() -> None:
@@ -76,18 +79,19 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/optimizer_memory"))
     parser.add_argument("--peak-lr", default="2e-3", help="of both stages, of every optimizer")
     arguments = parser.parse_args()
-    columns = [f"stage {i}, step {x}" for i, steps in enumerate(SHOWN, 1) for x in steps]
-    columns += [f"held out, {task}" for task in TASKS]
-    lines = [
-        f"Learning rate {arguments.peak_lr}; training losses are means of {WINDOW} steps.",
-        "",
-        f"| optimizer | moments, bytes | {' | '.join(columns)} |",
-        "|" + "---|" * (2 + len(columns)),
-    ]
+    lines: list[str] = []
     for i, (name, (size, settings)) in enumerate(OPTIMIZERS.items()):
         rate = f"--optimizer.peak_lr={arguments.peak_lr}"
         values = losses(arguments.demo, arguments.output / str(i), [*settings, rate])
-        lines.append(f"| {name} | {size} | {' | '.join(f'{x:.3f}' for x in values)} |")
+        if not lines:
+            lines = [
+                f"Learning rate {arguments.peak_lr}; training losses are means of {WINDOW} steps.",
+                "",
+                f"| optimizer | moments, bytes | {' | '.join(values)} |",
+                "|" + "---|" * (2 + len(values)),
+            ]
+        numbers = " | ".join(f"{x:.3f}" for x in values.values())
+        lines.append(f"| {name} | {size} | {numbers} |")
         print(lines[-1], flush=True)
     replace_section("optimizer_memory", lines)
 

@@ -41,9 +41,10 @@ HARDWARE = {
 """Topology of each recipe in configs/hardware."""
 
 
-def recipe(rows: int) -> RunConfig:
-    """Full fine-tuning on rows of 2,048 packed tokens and 30 s clips, with full remat."""
-    overrides = ["--model.remat=full", f"--data.buckets={{3000: {rows}}}"]
+def recipe(rows: int, *settings: str) -> RunConfig:
+    """Full fine-tuning on rows of 2,048 packed tokens and 30 s clips, with full remat, and more
+    settings."""
+    overrides = ["--model.remat=full", f"--data.buckets={{3000: {rows}}}", *settings]
     return load_run_config(ROOT / "configs" / "hardware" / "full_finetuning.yaml", overrides)
 
 

@@ -171,7 +171,8 @@ _WORDS = sorted({word for sentence in commands() for word in sentence.split()})
 def _wrong_transcript(text: str, rng: np.random.Generator) -> str:
     """A transcript with a wrong word, a word too many, or one too few."""
     words = text.split()
-    edit = rng.choice(["replace", "insert", "delete"][: 2 + (len(words) > 1)])
+    edits = ["replace", "insert", "delete"] if len(words) > 1 else ["replace", "insert"]
+    edit = rng.choice(edits)
     at = int(rng.integers(len(words) + (edit == "insert")))
     new = [] if edit == "delete" else [str(rng.choice([w for w in _WORDS if w not in words]))]
     return " ".join([*words[:at], *new, *words[at + (edit != "insert") :]])
